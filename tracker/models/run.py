@@ -48,6 +48,7 @@ class Run(models.Model):
     class Meta:
         indexes = [
             models.Index(fields=["project", "-created_at", "id"], name="run_project_newest"),
+            models.Index(fields=["-created_at", "id"], name="run_newest"),
             models.Index(fields=["state", "heartbeat_at"], name="run_state_heartbeat"),
         ]
 
