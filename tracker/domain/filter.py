@@ -1,8 +1,8 @@
 """The filter language: text to a tree. Nothing is evaluated; ``tracker.services.filters`` binds the tree to SQL parameters.
 
 ``name OP value`` with ``= != < <= > >= ~ !~`` (contains, without case), ``IN (…)``, ``NOT IN (…)``, AND, OR, NOT, parentheses.
-Names: fields of the run (``state``, ``name``, ``tags``, ``group``, ``created``, …), ``config.a.b``, ``summary.key``, and any other word is a
-metric's or summary's key; odd names stand in quotes. Values: numbers, "text", words, true, false, null, and ``-7d`` for a time ago.
+Names: fields of the run (``state``, ``name``, ``tags``, ``group``, ``created``, …), ``config.a.b``, ``summary.key``, and any other word
+is a metric's or summary's key; odd names stand in quotes. Values: numbers, "text", words, true, false, null, and ``-7d`` for a time ago.
 """
 
 from __future__ import annotations
@@ -97,10 +97,10 @@ class _Tree(Transformer):
         return Compare(text, "=" if op == "==" else str(op), (value,), column)
 
     def isin(self, name, *values):
-        return Compare(name[0], "in", values, name[1])
+        return self._bounded(Compare(name[0], "in", values, name[1], terms=len(values)))
 
     def notin(self, name, *values):
-        return Not(Compare(name[0], "in", values, name[1]), 2, 1)
+        return Not(self.isin(name, *values), 2, len(values))
 
     def bare_name(self, token):
         return str(token), token.column

@@ -32,7 +32,7 @@ _LOOKUP = {"<": "lt", "<=": "lte", ">": "gt", ">=": "gte"}
 
 
 def bound(text: str, *, projects=None) -> Q:
-    """``text`` as a Q over runs. ``projects``: a queryset of ids that narrows the index of values; what it leaves out is not visible anyway.
+    """``text`` as a Q over runs. ``projects``: ids that narrow the index of values; what they leave out is not visible anyway.
 
     Raises FilterMistake with the column.
     """
