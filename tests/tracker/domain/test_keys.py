@@ -4,7 +4,6 @@ import pytest
 
 from tracker.domain.keys import KeyMeaning, meaning
 
-
 _LOSSES_AND_ERRORS_SHOULD_FALL = """
     loss train/loss val_loss valLoss train_loss_epoch eval/perplexity test.mse losses/box epoch_loss val/rmse loss/total
     wer
