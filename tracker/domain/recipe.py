@@ -278,12 +278,21 @@ def _outputs(data: Section, recipe: Section, around: Surroundings) -> Iterable[I
 
 
 def _seeds(numerics: Section, recipe: Section, around: Surroundings) -> Iterable[Item]:
-    if numerics.get("seeds"):
-        yield Item("numerics", "seeds set", OK, ", ".join(f"{name} {value}" for name, value in sorted(numerics["seeds"].items()))[:200])
+    seeds = chosen_seeds(numerics)
+    if seeds:
+        yield Item("numerics", "seeds set", OK, ", ".join(f"{name} {value}" for name, value in sorted(seeds.items()))[:200])
     elif any(any(states.values()) for states in (numerics.get("rng") or {}).values() if isinstance(states, Mapping)):
         yield Item("numerics", "random state at the start captured", OK, "no seed was found; the state is put back")
     else:
         yield Item("numerics", "seeds set", MISSING, "no seed and no random state was captured", "sdk.seed(0) before the model is made")
+
+
+def chosen_seeds(numerics: Section) -> dict[str, Any]:
+    """Seeds that somebody set; torch's own default is none."""
+    seeds = {name: value for name, value in (numerics.get("seeds") or {}).items() if value is not None}
+    if seeds.pop("torch_is_default", False):
+        seeds.pop("torch", None)
+    return seeds
 
 
 def _hash_seed(command: Section, recipe: Section, around: Surroundings) -> Iterable[Item]:
@@ -297,7 +306,7 @@ def _hash_seed(command: Section, recipe: Section, around: Surroundings) -> Itera
 
 def _determinism(numerics: Section, recipe: Section, around: Surroundings) -> Iterable[Item]:
     switches = numerics.get("determinism") or {}
-    if (recipe.get("hardware") or {}).get("gpus") and not switches.get("deterministic_algorithms"):
+    if (recipe.get("hardware") or {}).get("gpus") and not switches.get("torch_deterministic_algorithms"):
         why = "GPU kernels may add in any order"
         yield Item("numerics", "deterministic kernels", WARN, why, "torch.use_deterministic_algorithms(True)")
     elif switches.get("cudnn_benchmark"):
