@@ -49,6 +49,7 @@ class RunSender:
         self.fatal: str | None = None  # the server will have nothing of this run
         self.run_url: str | None = None
         self.stop_told = False
+        self.only: str | None = None  # of one writer alone
         self._generation = 0
         self._wait_until = 0.0
         self._wait_seconds = 0.0
@@ -109,7 +110,7 @@ class RunSender:
         except OSError:
             return
         for name in names:
-            if name not in self.outboxes:
+            if name not in self.outboxes and self.only in (None, name):
                 about = read_json(self.folder / name / "writer.json")
                 if about is not None and about.get("writer") and isinstance(about.get("run"), dict):
                     self.outboxes[name] = Outbox(self.folder / name, about, self.trust_acks)
