@@ -1,12 +1,12 @@
 """What can go wrong in a job, told apart by whose fault it is.
 
-    JobError
-    ├── RecipeFailure     the recipe cannot be played here: named by a code of docs/formats.md, shown to the user as the reason
-    ├── WorkerFault       ours: disk full, broken mount, tracker out of reach; says nothing about the recipe (inconclusive)
-    └── Stopped
-        ├── Cancelled     somebody asked for it
-        ├── LeaseLost     the job belongs to another worker now; nothing more may be written to it
-        └── ShuttingDown  this worker ends; the lease runs out and the job is queued again
+JobError
+├── RecipeFailure     the recipe cannot be played here: named by a code of docs/formats.md, shown to the user as the reason
+├── WorkerFault       ours: disk full, broken mount, tracker out of reach; says nothing about the recipe (inconclusive)
+└── Stopped
+    ├── Cancelled     somebody asked for it
+    ├── LeaseLost     the job belongs to another worker now; nothing more may be written to it
+    └── ShuttingDown  this worker ends; the lease runs out and the job is queued again
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from __future__ import annotations
 from typing import Any
 
 CODES = frozenset(
-    "source_missing source_differs python_missing package_missing environment_failed data_missing data_differs would_overwrite "
-    "secret_missing program_failed cancelled lost limit".split()
-)
+    {
+        "source_missing", "source_differs", "python_missing", "package_missing", "environment_failed", "data_missing", "data_differs",
+        "would_overwrite", "secret_missing", "program_failed", "cancelled", "lost", "limit",
+    }
+)  # fmt: skip
 
 
 class JobError(Exception):

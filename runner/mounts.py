@@ -20,14 +20,21 @@ OLD = "/.encore-old-root"
 
 
 def enter(plan: dict[str, Any]) -> None:
-    """``plan``: ``{"root": {"lower", "upper", "work", "at"}, "then": [op, …]}``; afterwards this process and its children see only that view.
+    """Afterwards this process and its children see only the view that ``plan`` describes.
 
-    An op is ``{"op", …, "optional": bool}``: ``overlay`` (lower, upper, work, at; or else a read-only bind), ``bind`` (source, at, readonly),
-    ``tmpfs`` (at), ``remove`` (at), ``copy`` (source, at, mode), ``mkdir`` (at), ``link`` (at, to). Raises OSError.
+    ``plan``: ``{"root": {"lower", "upper", "work", "at"}, "then": [op, …]}``.
+    A root without ``lower`` begins empty.
+
+    An op is ``{"op", …, "optional": bool}``: ``overlay`` (lower, upper, work, at; or else a read-only bind), ``bind`` (source, at,
+    readonly, recursive; ``inside``: the source is a path of the view, with what was mounted on it so far), ``tmpfs`` (at), ``remove``
+    (at), ``copy`` (source, at, mode), ``mkdir`` (at), ``link`` (at, to). Raises OSError.
     """
     _own_namespace()
     root = plan["root"]
-    _overlay(root["lower"], root["upper"], root["work"], root["at"])
+    if root.get("lower"):
+        _overlay(root["lower"], root["upper"], root["work"], root["at"])
+    else:
+        _mount("tmpfs", root["at"], "tmpfs", 0, "mode=0755")
     os.makedirs(root["at"] + OLD, mode=0o700, exist_ok=True)
     os.chdir(root["at"])
     _check(_libc().pivot_root(b".", os.fsencode(root["at"] + OLD)), "pivot_root")
@@ -75,7 +82,8 @@ def _op_overlay(op: dict[str, Any]) -> None:
 
 
 def _op_bind(op: dict[str, Any]) -> None:
-    _bind(OLD + op["source"], op["at"], readonly=op.get("readonly", False), recursive=op.get("recursive", False))
+    source = op["source"] if op.get("inside") else OLD + op["source"]
+    _bind(source, op["at"], readonly=op.get("readonly", False), recursive=op.get("recursive", False))
 
 
 def _op_tmpfs(op: dict[str, Any]) -> None:

@@ -113,7 +113,9 @@ def inside(path: str, folder: str) -> str | None:
 def relative(path: Any, what: str) -> str:
     """A recorded relative path that stays where it belongs. Raises RecipeFailure for one that does not."""
     if not isinstance(path, str) or not path or "\0" in path or path.startswith("/") or ".." in path.split("/"):
-        raise RecipeFailure("source_differs", f"The recipe names {what} as {path!r}, which does not stay inside the source folder.", missing=str(path))
+        raise RecipeFailure(
+            "source_differs", f"The recipe names {what} as {path!r}, which does not stay inside the source folder.", missing=str(path)
+        )
     return posixpath.normpath(path)
 
 

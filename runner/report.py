@@ -45,9 +45,13 @@ class Connection:
 
     def post(self, path: str, body: dict[str, Any], *, patience_seconds: float, stop: threading.Event | None = None) -> dict[str, Any]:
         """Tries again, backing off, while the tracker is out of reach or busy. Raises Refused, or WorkerFault after so many seconds."""
-        return json.loads(self._patiently("POST", urljoin(self.base, path), json.dumps(body).encode(), patience_seconds, stop).data or b"{}")
+        return json.loads(
+            self._patiently("POST", urljoin(self.base, path), json.dumps(body).encode(), patience_seconds, stop).data or b"{}"
+        )
 
-    def _patiently(self, method: str, url: str, body: bytes | None, patience: float, stop: threading.Event | None) -> urllib3.BaseHTTPResponse:
+    def _patiently(
+        self, method: str, url: str, body: bytes | None, patience: float, stop: threading.Event | None
+    ) -> urllib3.BaseHTTPResponse:
         end, pause = time.monotonic() + patience, 0.1
         headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json", "Accept": "application/json"}
         while True:
@@ -114,7 +118,11 @@ class Tracker:
 
     def hello(self, *, name: str, queues: list[str], info: dict[str, Any], patience_seconds: float = 5) -> str:
         """The worker's id."""
-        return str(self._connection.post("workers/hello", {"name": name, "queues": queues, "info": info}, patience_seconds=patience_seconds)["worker"])
+        return str(
+            self._connection.post("workers/hello", {"name": name, "queues": queues, "info": info}, patience_seconds=patience_seconds)[
+                "worker"
+            ]
+        )
 
     def claim(self, job: str, *, worker: str) -> dict[str, Any] | None:
         """The order, or None where the job is taken, ended or unknown: then there is nothing to do."""
@@ -194,7 +202,9 @@ class Report:
         except Refused as refused:
             self.check()
             if refused.status == 404:
-                raise RecipeFailure("source_missing", f"The tracker does not have the blob {digest} that the recipe names.", missing=digest) from None
+                raise RecipeFailure(
+                    "source_missing", f"The tracker does not have the blob {digest} that the recipe names.", missing=digest
+                ) from None
             raise WorkerFault(f"blob {digest} was refused: {refused}") from refused
         except WorkerFault:
             self.check()

@@ -59,7 +59,9 @@ def _token(env: dict[str, str]) -> str:
         try:
             return Path(path).read_text().strip()
         except OSError as error:
-            raise ValueError(f"The worker's token file cannot be read ({error}). Set ENCORE_WORKER_TOKEN_FILE to a file that holds it.") from error
+            raise ValueError(
+                f"The worker's token file cannot be read ({error}). Set ENCORE_WORKER_TOKEN_FILE to a file that holds it."
+            ) from error
     return env.get("ENCORE_WORKER_TOKEN", "")
 
 

@@ -25,6 +25,8 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import contextlib
+
 from runner import mounts
 
 PR_SET_CHILD_SUBREAPER = 36
@@ -105,7 +107,13 @@ def start_quietly(command: Sequence[str | Path], *, env: Mapping[str, str], log:
     """A helper that runs beside the program (the journal's sender), its output in ``log``. It leads its own session."""
     with log.open("ab") as file:
         return subprocess.Popen(
-            [str(part) for part in command], env=dict(env), cwd=cwd, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
+            [str(part) for part in command],
+            env=dict(env),
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
         )
 
 
@@ -121,10 +129,8 @@ def end(process: subprocess.Popen, *, grace_seconds: float = 10) -> int:
 
 
 def _kill_group(pid: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
 
 
 @dataclass(frozen=True)
@@ -183,10 +189,8 @@ class Program:
     def kill(self) -> None:
         """Ends the whole tree; returns at once. The supervisor reads the end of its pipe as the order to do so."""
         assert self._process.stdin is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
-        except BrokenPipeError:
-            pass
 
     def wait(self, seconds: float) -> Ended | None:
         """How it ended, or None if it still runs after ``seconds``."""
@@ -252,10 +256,8 @@ def _become(spec: dict[str, Any], output: int, failed: int) -> None:
         os.setsid()
         for number in range(1, signal.NSIG):
             if number not in (signal.SIGKILL, signal.SIGSTOP):
-                try:
+                with contextlib.suppress(OSError, ValueError):
                     signal.signal(number, signal.SIG_DFL)
-                except (OSError, ValueError):
-                    pass
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
@@ -266,12 +268,10 @@ def _become(spec: dict[str, Any], output: int, failed: int) -> None:
         os.chdir(spec["cwd"])
         for descriptor in range(3, 256):
             if descriptor != failed:
-                try:
+                with contextlib.suppress(OSError):
                     os.close(descriptor)
-                except OSError:
-                    pass
         os.set_inheritable(failed, False)
-        os.execve(spec["command"][0], spec["command"], spec["env"])
+        os.execve(spec["command"][0], spec["command"], spec["env"])  # noqa: S606
     except BaseException as error:
         os.write(failed, f"{spec['command'][0]} could not be started: {error}".encode())
         os._exit(127)
@@ -308,10 +308,8 @@ def _signal_all(number: int) -> None:
     import psutil
 
     for process in psutil.Process().children(recursive=True):
-        try:
+        with contextlib.suppress(psutil.Error):
             process.send_signal(number)
-        except psutil.Error:
-            pass
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Folders of a worker: one per job, and the machine's caches beside them.
 
-    <home>/jobs/<job>-<fence>/   source/ journal/ home/ tmp/ overlay/ rerun.json program.log
-    <home>/blobs/<2 hex>/<hex>   by digest, checked whenever used
-    <home>/environments/<key>/   virtual environments, each with its marker
-    <home>/locks/<name>          fcntl locks between workers of one machine
+<home>/jobs/<job>-<fence>/   source/ journal/ home/ tmp/ overlay/ rng/ rerun.json program.log
+<home>/blobs/<2 hex>/<hex>   by digest, checked whenever used
+<home>/environments/<key>/   virtual environments, each with its marker
+<home>/locks/<name>          fcntl locks between workers of one machine
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class JobFolder:
         self.overlay = path / "overlay"
         self.stage = path / "stage"
         """Restored files that have no place in the source, before they are put where they belong."""
+        self.rng = path / "rng"
         self.rerun = path / "rerun.json"
         self.output = path / "program.log"
         self.sender_log = path / "sender.log"
@@ -101,17 +102,18 @@ def prune_unused(home: Path, *, days: float) -> list[Path]:
 
 
 def remove(path: Path) -> None:
-    """A tree, also where the program took away its own rights. Never raises, never follows a link."""
-
-    def mend(function: Callable[[str], object], name: str, _: object) -> None:
-        with contextlib.suppress(OSError):
-            os.chmod(os.path.dirname(name), 0o700)
-            if not os.path.islink(name):
-                os.chmod(name, 0o700)
-            function(name)
-
-    shutil.rmtree(path, onerror=mend)
-    if path.exists():
+    """A tree, also where the program (or overlayfs, with its work folder) took away our rights. Never raises, never follows a link."""
+    try:
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        return
+    except OSError:
+        for directory, folders, _ in os.walk(path):
+            for name in folders:
+                full = os.path.join(directory, name)
+                if not os.path.islink(full):
+                    with contextlib.suppress(OSError):
+                        os.chmod(full, 0o700)
         shutil.rmtree(path, ignore_errors=True)
 
 

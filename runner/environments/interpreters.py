@@ -16,8 +16,10 @@ from runner import shell
 from runner.errors import RecipeFailure
 
 ASK = (
-    "import json,platform,sys,sysconfig;print(json.dumps({'version':platform.python_version(),'implementation':platform.python_implementation().lower(),"
-    "'executable':getattr(sys,'_base_executable',sys.executable),'base_prefix':sys.base_prefix,'stdlib':sysconfig.get_path('stdlib'),"
+    "import json,platform,sys,sysconfig;print(json.dumps({'version':platform.python_version(),"
+    "'implementation':platform.python_implementation().lower(),"
+    "'executable':getattr(sys,'_base_executable',sys.executable),'base_prefix':sys.base_prefix,"
+    "'stdlib':sysconfig.get_path('stdlib'),"
     "'platstdlib':sysconfig.get_path('platstdlib')}))"
 )
 
@@ -99,6 +101,8 @@ def _ask(executable: str, _mtime: int) -> Interpreter | None:
     try:
         answer = shell.run([executable, "-I", "-c", ASK], env=shell.bare_environment(), seconds=30, stderr=False)
         told = json.loads(answer.output)
-        return Interpreter(told["executable"], told["version"], told["implementation"], told["base_prefix"], (told["stdlib"], told["platstdlib"]))
+        return Interpreter(
+            told["executable"], told["version"], told["implementation"], told["base_prefix"], (told["stdlib"], told["platstdlib"])
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None

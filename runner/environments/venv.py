@@ -21,7 +21,6 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from blake3 import blake3
 
@@ -101,7 +100,9 @@ def get(home: Path, wanted: Wanted, *, stop: threading.Event, check: Callable[[]
         begun = time.monotonic()
         try:
             _build(folder, wanted, stop, check, on_line)
-            text = json.dumps({"format": FORMAT, "pins": sorted(wanted.pins), "python": wanted.interpreter.version, "seconds": time.monotonic() - begun})
+            text = json.dumps(
+                {"format": FORMAT, "pins": sorted(wanted.pins), "python": wanted.interpreter.version, "seconds": time.monotonic() - begun}
+            )
             temporary = folder / (MARKER + ".new")
             temporary.write_text(text)
             temporary.rename(folder / MARKER)
@@ -137,11 +138,15 @@ def _build(folder: Path, wanted: Wanted, stop: threading.Event, check: Callable[
             raise _why(installed.output, python, env, stop)
     if isinstance(wanted.sdk, Path):
         wheel = _named(wanted.sdk, folder)
-        installed = shell.run([uv(), "pip", "install", "--python", python, "--no-deps", "--no-index", wheel], env=env, stop=stop, seconds=300, on_line=on_line)
+        installed = shell.run(
+            [uv(), "pip", "install", "--python", python, "--no-deps", "--no-index", wheel], env=env, stop=stop, seconds=300, on_line=on_line
+        )
         wheel.unlink()
         check()
         if installed.returncode != 0:
-            raise RecipeFailure("environment_failed", f"The SDK that the run used could not be installed: {installed.output.strip()[-1000:]}")
+            raise RecipeFailure(
+                "environment_failed", f"The SDK that the run used could not be installed: {installed.output.strip()[-1000:]}"
+            )
     elif wanted.sdk == "own":
         install_own_sdk(site_packages(folder))
 
@@ -187,8 +192,10 @@ def write_metadata(site: Path, name: str, version: str) -> None:
 
 def _why(output: str, python: Path, env: dict[str, str], stop: threading.Event) -> RecipeFailure:
     """Which pin cannot be had, and what there is instead."""
-    text = re.sub(r"\s+", " ", re.sub(r"[│╰─▶×├]", " ", output))
-    pin = re.search(r"no versions? of ([A-Za-z0-9._-]+)\s*==\s*([^\s,]+)", text) or re.search(r"([A-Za-z0-9._-]+)==([^\s,]+) has no (?:usable )?wheels", text)
+    text = re.sub(r"\s+", " ", re.sub(r"[│╰─▶├]", " ", output))
+    pin = re.search(r"no versions? of ([A-Za-z0-9._-]+)\s*==\s*([^\s,]+)", text) or re.search(
+        r"([A-Za-z0-9._-]+)==([^\s,]+) has no (?:usable )?wheels", text
+    )
     unknown = re.search(r"(?:Because|because|and) ([A-Za-z0-9._-]+) was not found in the", text)
     if pin:
         name, version = pin[1], pin[2].rstrip(".,;")
@@ -205,13 +212,15 @@ def _why(output: str, python: Path, env: dict[str, str], stop: threading.Event) 
     if unknown:
         return RecipeFailure(
             "package_missing",
-            f"The package {unknown[1]} is not known to the package sources of this worker. Give them (pip's find-links or index settings are used).",
+            f"The package {unknown[1]} is not known to the package sources of this worker. "
+            "Give them (pip's find-links or index settings are used).",
             missing=unknown[1],
         )
     if built := re.search(r"Failed to build [`']?([A-Za-z0-9._-]+)==([^\s`',]+)", text):
         return RecipeFailure(
             "environment_failed",
-            f"{built[1]} {built[2]} is offered only as source here, and building it failed (its output is in the job's log). Offer a wheel of it.",
+            f"{built[1]} {built[2]} is offered only as source here, and "
+            "building it failed (its output is in the job's log). Offer a wheel of it.",
             missing=f"{built[1]}=={built[2]}",
         )
     return RecipeFailure("environment_failed", f"The packages could not be installed: {output.strip()[-1500:]}")
@@ -247,7 +256,9 @@ def with_editables(environment: Environment, folder: Path, packages: list[tuple[
     (folder / "bin" / "python").symlink_to(interpreter.executable)
     for name in ("python3", f"python{minor}"):
         (folder / "bin" / name).symlink_to("python")
-    (folder / "pyvenv.cfg").write_text(f"home = {Path(interpreter.executable).parent}\nversion = {interpreter.version}\ninclude-system-site-packages = false\n")
+    (folder / "pyvenv.cfg").write_text(
+        f"home = {Path(interpreter.executable).parent}\nversion = {interpreter.version}\ninclude-system-site-packages = false\n"
+    )
     lines = [f"import site; site.addsitedir({str(environment.site_packages)!r})"]
     for name, version, roots in packages:
         lines += [str(root) for root in roots]
@@ -258,7 +269,17 @@ def with_editables(environment: Environment, folder: Path, packages: list[tuple[
 
 def compile_quietly(environment: Environment, log: Path) -> subprocess.Popen:
     """Compiles a new environment's bytecode beside whatever runs, so that the next run starts faster. Nobody waits for it."""
-    command: list[str | Path] = ["nice", "-n", "19", environment.folder / "bin" / "python", "-I", "-m", "compileall", "-q", environment.site_packages]
+    command: list[str | Path] = [
+        "nice",
+        "-n",
+        "19",
+        environment.folder / "bin" / "python",
+        "-I",
+        "-m",
+        "compileall",
+        "-q",
+        environment.site_packages,
+    ]
     return shell.start_quietly(command, env=shell.bare_environment(), log=log)
 
 
