@@ -134,7 +134,9 @@ def _script(job: Job, path: str, argv: list[str]) -> str:
 def _launcher(job: Job, launcher: dict[str, Any], argv: list[str], move: Callable[[str], str], python: list[str]) -> list[str]:
     kind, nodes = str(launcher.get("kind")), int(launcher.get("nnodes") or 1)
     if nodes > 1:
-        raise RecipeFailure("limit", f"The run used {nodes} machines; a worker is one.", missing=f"{nodes} nodes", expected=nodes, found=1)
+        raise RecipeFailure(
+            "environment_failed", f"The run used {nodes} machines; a worker is one.", missing=f"{nodes} nodes", expected=nodes, found=1
+        )
     own = [str(part) for part in launcher.get("argv") or []]
     options = [move(option) for option in _options(own, len(argv))]
     processes = int(launcher.get("nproc_per_node") or job.order.command.get("world_size") or 1)

@@ -39,7 +39,8 @@ def affinity_for(threads: dict[str, Any]) -> tuple[list[int] | None, str | None]
         if set(recorded) <= set(here):
             return (None if len(recorded) == len(here) else sorted(recorded)), None
     else:
-        wanted = threads.get("cores") if isinstance(threads.get("cores"), int) else 0
+        cores = threads.get("cores")
+        wanted = cores if isinstance(cores, int) else 0
     if not wanted or wanted == len(here):
         return None, None
     if wanted < len(here):

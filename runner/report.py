@@ -59,7 +59,7 @@ class Connection:
                 answer = self._pool.request(method, url, body=body, headers=headers, redirect=False)
                 if answer.status < 400:
                     return answer
-                why = Refused(answer.status, _error(answer))
+                why: Exception = Refused(answer.status, _error(answer))
                 if answer.status < 500 and answer.status not in GIVE_UP:
                     raise why
                 wait = _retry_after(answer)

@@ -46,7 +46,7 @@ class JobFolder:
         folder = cls(home / "jobs" / f"{job}-{fence}")
         try:
             folder.path.mkdir(mode=0o700, parents=True)
-            for path in (folder.source, folder.journal, folder.home, folder.tmp, folder.overlay, folder.stage):
+            for path in (folder.source, folder.journal, folder.home, folder.tmp, folder.overlay, folder.stage, folder.rng):
                 path.mkdir(mode=0o700)
         except FileExistsError:
             raise WorkerFault(f"the folder {folder.path} exists already; this claim was begun before") from None

@@ -131,7 +131,7 @@ def _build(folder: Path, wanted: Wanted, stop: threading.Event, check: Callable[
     if wanted.pins:
         pins = folder / "pins.txt"
         pins.write_text("\n".join(sorted(wanted.pins)) + "\n")
-        command = [uv(), "pip", "install", "--python", python, "--no-deps", "-r", pins]
+        command: list[str | Path] = [uv(), "pip", "install", "--python", python, "--no-deps", "-r", pins]
         installed = shell.run(command, env=env, stop=stop, seconds=3600, on_line=on_line)
         check()
         if installed.returncode != 0:
@@ -227,7 +227,7 @@ def _why(output: str, python: Path, env: dict[str, str], stop: threading.Event) 
 
 
 def _nearest(requirement: str, python: Path, env: dict[str, str], stop: threading.Event) -> str | None:
-    command = [uv(), "pip", "compile", "--python", python, "--no-deps", "--no-header", "--no-annotate", "--quiet", "-"]
+    command: list[str | Path] = [uv(), "pip", "compile", "--python", python, "--no-deps", "--no-header", "--no-annotate", "--quiet", "-"]
     found = shell.run(command, env=env, input=requirement + "\n", stop=stop, seconds=60, stderr=False)
     match = re.search(r"==(\S+)", found.output)
     return match[1] if found.returncode == 0 and match else None

@@ -55,10 +55,10 @@ class Overlay:
         then += [{"op": "tmpfs", "at": path, "mode": "0700"} for path in hidden]
         covered = [SCRATCH, *hidden]
         seen = {str(folder.path)}
-        for path in (folder.source, folder.journal, folder.home, folder.tmp):
-            then.append({"op": "bind", "source": str(path.resolve()), "at": str(path)})
-        for path in (folder.rerun, folder.rng):
-            then.append({"op": "bind", "source": str(path.resolve()), "at": str(path), "readonly": True})
+        for own in (folder.source, folder.journal, folder.home, folder.tmp):
+            then.append({"op": "bind", "source": str(own.resolve()), "at": str(own)})
+        for own in (folder.rerun, folder.rng):
+            then.append({"op": "bind", "source": str(own.resolve()), "at": str(own), "readonly": True})
         for path in needed:
             # Never written through, whatever it lies under; and brought back where its surroundings were replaced.
             if path not in seen and os.path.exists(path):
@@ -79,8 +79,8 @@ class Overlay:
             if path.startswith("/") and path not in inputs and not any(inside(path, at) for at in (*KERNEL, *covered)) and path not in seen:
                 then.append({"op": "remove", "at": path, "optional": True})
         restored = set()
-        for source, path in placement.restored:
-            then.append({"op": "copy", "source": str(source.resolve()), "at": path})
+        for copy, path in placement.restored:
+            then.append({"op": "copy", "source": str(copy.resolve()), "at": path})
             restored.add(os.path.normpath(path))
         for source, path in placement.mapped:
             then.append({"op": "bind", "source": os.path.realpath(source), "at": path, "readonly": True})

@@ -16,7 +16,7 @@ FETCHES = 8
 
 def run(job: Job) -> str:
     source = job.order.source
-    digest = source.get("manifest")
+    digest = str(source.get("manifest"))
     if not manifest.is_digest(digest):
         raise RecipeFailure(
             "source_missing",

@@ -84,20 +84,26 @@ def needed(job: Job) -> list[str]:
     return list(dict.fromkeys(paths))
 
 
-def _rng(job: Job) -> dict[str, dict[str, str]] | None:
+def _rng(job: Job) -> dict[str, dict[str, str | list[str]]] | None:
     """RNG states for the rerun file. Not when a change was asked for that a seeded program would read before init: its seed must count."""
     overrides, numerics = job.order.overrides, job.order.numerics
     if numerics.get("seeds") and any(overrides.get(kind) for kind in ("argv", "env", "files")):
         return None
-    ranks: dict[str, dict[str, str]] = {}
+    ranks: dict[str, dict[str, str | list[str]]] = {}
     for rank, states in (numerics.get("rng") or {}).items():
         if not str(rank).isdigit() or not isinstance(states, dict):
             continue
-        for name, digest in states.items():
-            if name in ("python", "numpy", "torch") and is_digest(digest):
-                target = job.folder.rng / f"{rank}-{name}"
-                job.stored(digest, f"the {name} random state of rank {rank}", target)
-                ranks.setdefault(str(rank), {})[name] = str(target)
+        for name, digest in states.items():  # "torch_cuda" is a list, one of each device
+            if name not in ("python", "numpy", "torch", "torch_cuda"):
+                continue
+            files = []
+            for number, each in enumerate(digest if isinstance(digest, list) else [digest]):
+                if is_digest(each):
+                    target = job.folder.rng / f"{rank}-{name}-{number}"
+                    job.stored(each, f"the {name} random state of rank {rank}", target)
+                    files.append(str(target))
+            if files:
+                ranks.setdefault(str(rank), {})[name] = files if isinstance(digest, list) else files[0]
     return ranks or None
 
 
