@@ -157,6 +157,8 @@ def differences(
         found[name] = Difference(name, a.get(name), b.get(name), is_numeric(name))
     for difference in (*_source(files, evidence, overrides), *_data(was, now, evidence)):
         found[difference.fact] = difference
+    for difference in _told(evidence):
+        found.setdefault(difference.fact, difference)
     for name, value in chosen.items():
         seen = found.get(name)
         before, after = (seen.was, seen.now) if seen else (a.get(name), value)
@@ -304,6 +306,29 @@ def _data(was: Mapping[str, Any], now: Mapping[str, Any], evidence: Mapping[str,
             continue  # not read, or not read by the same measure: said elsewhere, never a difference of content
         if item.get("digest") and twin.get("digest") and item["digest"] != twin["digest"]:
             yield Difference(_data_name(path, item), item["digest"], twin["digest"], True)
+
+
+_TOLD = (
+    ("package ", "package."),
+    ("variable ", "env."),
+    ("file ", "source."),
+    ("usable cores", "threads.usable"),
+    ("python", "python.version"),
+)
+"""The worker's words for a difference → our names. Its other words (arguments, config, sdk) say what the overrides say."""
+
+
+def _told(evidence: Mapping[str, Any]) -> Iterable[Difference]:
+    for item in (evidence.get("environment") or {}).get("differences") or ():
+        words = str(item.get("fact", ""))
+        for beginning, name in _TOLD:
+            if words.startswith(beginning):
+                rest = words[len(beginning) :]
+                fact = name + (canonical_package(rest) if name == "package." else rest if name.endswith(".") else "")
+                if name == "package." and canonical_package(rest) in _HARMLESS_PACKAGES:
+                    break
+                yield Difference(fact, item.get("was"), item.get("is"), is_numeric(fact))
+                break
 
 
 def _data_name(path: str, item: Mapping[str, Any] | None) -> str:

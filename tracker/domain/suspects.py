@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tracker.domain.facts import Difference, numeric_package
+from tracker.domain.recipe import chosen_seeds
 
 # (beginning of the fact's name, weight, why), the first that fits rules.
 _KNOWN: tuple[tuple[str, float, str], ...] = (
@@ -84,12 +85,12 @@ def _weaknesses(recipe: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
     """Why a program may not repeat itself though every recorded fact is the same."""
     numerics = recipe.get("numerics") or {}
     command, hardware = recipe.get("command") or {}, recipe.get("hardware") or {}
-    if numerics and not numerics.get("seeds") and not any((numerics.get("rng") or {}).values()):
+    if numerics and not chosen_seeds(numerics) and not any((numerics.get("rng") or {}).values()):
         yield {"fact": "seeds", "why": "no seed was set and no random state was captured", "weight": 0.6}
     determinism = numerics.get("determinism") or {}
-    if hardware.get("gpus") and not determinism.get("deterministic_algorithms"):
+    if hardware.get("gpus") and not determinism.get("torch_deterministic_algorithms"):
         yield {
-            "fact": "determinism.deterministic_algorithms",
+            "fact": "determinism.torch_deterministic_algorithms",
             "why": "GPU kernels may add in any order unless told otherwise",
             "weight": 0.55,
         }
