@@ -7,13 +7,13 @@ import json
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
-from django.utils import timezone
 from django.views.decorators.http import require_POST
 
 from tracker.domain.errors import Forbidden, Invalid
 from tracker.domain.lifecycle import STEPS, JobState, RunState
 from tracker.models import JobLog, MetricSummary, Reproduction, Run, Worker
 from tracker.services import reproductions as service
+from tracker.services.workers import is_here
 from tracker.web import format
 from tracker.web import run as runs
 from tracker.web.logs import chunks_answer
@@ -68,7 +68,7 @@ def dialog(request: HttpRequest, run_id: str) -> HttpResponse:
         raise Forbidden("Reproducing runs recorded code, so it needs the editor's role in this project. Ask the project's owner.")
     if request.method == "POST":
         return _request(request, run)
-    workers = [worker for worker in Worker.objects.all() if _alive(worker)]
+    workers = [worker for worker in Worker.objects.all() if is_here(worker)]
     queues = sorted({name for worker in workers for name in worker.queues} | {"default"}, key=lambda name: (name != "default", name))
     seconds = (run.finished_at - (run.started_at or run.created_at)).total_seconds() if run.finished_at else None
     leaves = [(name, json.dumps(value, ensure_ascii=False)) for name, value in flat(run.config or {}).items() if name][:40]
@@ -82,10 +82,6 @@ def dialog(request: HttpRequest, run_id: str) -> HttpResponse:
         "processes": (run.writers.filter(kind="trainer").values("rank").distinct().count()) or 1,
     }
     return render(request, "reproductions/_dialog.html", context)
-
-
-def _alive(worker: Worker) -> bool:
-    return (timezone.now() - worker.last_seen_at).total_seconds() < 45
 
 
 def _request(request: HttpRequest, run: Run) -> HttpResponse:
@@ -184,7 +180,7 @@ def detail(request: HttpRequest, reproduction_id: str) -> HttpResponse:
         "chart_marks": _marks(verdict["step"]) if verdict and verdict.get("step") is not None else "",
         "chart_runs_json": json.dumps(chart_runs),
         "can_edit": Run.objects.editable_by(request.user).filter(id=original.id).exists(),
-        "waiting_for_worker": job.state == JobState.QUEUED.value and not any(_alive(w) for w in Worker.objects.all()),
+        "waiting_for_worker": job.state == JobState.QUEUED.value and not any(is_here(w) for w in Worker.objects.all()),
         "overrides": flat(one.overrides) if one.overrides else {},
         "seconds": (job.finished_at - job.started_at).total_seconds() if job.finished_at and job.started_at else None,
         "rerun_live": bool(rerun and not RunState(rerun.state).is_terminal),

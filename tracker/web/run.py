@@ -13,6 +13,7 @@ from django.views.decorators.http import require_POST
 
 from tracker.domain.lifecycle import RunState
 from tracker.models import MetricSummary, Run
+from tracker.services import preflight as preflights
 from tracker.services import projects
 from tracker.services import runs as service
 from tracker.web import shell_words
@@ -75,13 +76,7 @@ def head(request: HttpRequest, run: Run, tab: str) -> dict:
 
 
 def _preflight(run: Run) -> dict:
-    try:
-        from tracker.services.preflight import preflight as judge
-    except ImportError:
-        from tracker.domain.recipe import preflight as pure
-
-        judge = lambda run: pure(run.attempts.last().recipe if run.attempts.exists() else {})
-    found = judge(run)
+    found = preflights.preflight(run)
     states = {one["state"] for one in found["items"]}
     worst = next((state for state in ("missing", "warn") if state in states), "ok")
     items = [{**one, "icon": f"s-{one['state']}"} for one in found["items"]]

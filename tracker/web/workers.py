@@ -1,10 +1,10 @@
 """What runs where."""
 
 from django.http import HttpRequest, HttpResponse
-from django.utils import timezone
 
 from tracker.domain.lifecycle import JobState
 from tracker.models import Job, Worker
+from tracker.services.workers import is_here
 from tracker.web.page import page, show
 
 
@@ -14,7 +14,7 @@ def workers(request: HttpRequest) -> HttpResponse:
     running = {job.worker_id: job for job in visible.filter(state=JobState.RUNNING.value)}
     found = list(Worker.objects.order_by("-last_seen_at")[:200])
     for worker in found:
-        worker.state = "online" if (timezone.now() - worker.last_seen_at).total_seconds() < 45 else "silent"
+        worker.state = "online" if is_here(worker) else "silent"
         worker.current = running.get(worker.id)
         worker.gpus = (worker.info or {}).get("gpus") or []
     context = {
