@@ -323,7 +323,10 @@ def _told(evidence: Mapping[str, Any]) -> Iterable[Difference]:
         words = str(item.get("fact", ""))
         for beginning, name in _TOLD:
             if words.startswith(beginning):
-                fact = name + (words[len(beginning) :] if name.endswith(".") else "")
+                rest = words[len(beginning) :]
+                fact = name + (canonical_package(rest) if name == "package." else rest if name.endswith(".") else "")
+                if name == "package." and canonical_package(rest) in _HARMLESS_PACKAGES:
+                    break
                 yield Difference(fact, item.get("was"), item.get("is"), is_numeric(fact))
                 break
 

@@ -47,8 +47,8 @@ Check = Callable[[Section, Section, Surroundings], Iterable[Item]]
 
 
 def preflight(recipe: Mapping[str, Any], around: Surroundings | None = None) -> dict[str, Any]:
-    """``{"score": 0…100, "runnable": bool, "items": [{"section", "what", "state": "ok"|"warn"|"missing", "why", "mend"}]}``: what is
-    missing first, in the order of the checks."""
+    """``{"score": 0…100, "runnable": bool, "items": [{"section", "what", "state": "ok"|"warn"|"missing", "why", "mend"}]}``: what
+    blocks first, then what is missing, then what is weak."""
     around = around or Surroundings()
     score, items = 0.0, []
     for section, weight, check in CHECKS:
@@ -64,7 +64,7 @@ def preflight(recipe: Mapping[str, Any], around: Surroundings | None = None) -> 
         items += [item for item in found if item not in items]
     items += [item for item in _gaps(recipe) if item not in items]
     order = {MISSING: 0, WARN: 1, OK: 2}
-    items.sort(key=lambda item: order[item.state])
+    items.sort(key=lambda item: (order[item.state], not item.blocks))
     runnable = not any(item.state == MISSING and item.blocks for item in items) and all(recipe.get(name) for name in _NEEDED)
     return {"score": int(score + 1e-9), "runnable": runnable, "items": [item.document() for item in items]}
 
@@ -236,10 +236,11 @@ def _data(data: Section, recipe: Section, around: Surroundings) -> Iterable[Item
 
 
 def _command(command: Section, recipe: Section, around: Surroundings) -> Iterable[Item]:
-    kind = (command.get("entry") or {}).get("kind")
-    if kind in ("interactive", "code"):
-        mend = "put the code into a file"
-        yield Item("command", "program is a file", MISSING, "it was typed in or given by -c", mend, blocks=True)
+    entry = command.get("entry") or {}
+    kind = entry.get("kind")
+    if kind in ("interactive", "notebook") or (kind == "code" and not entry.get("code")):
+        why = "it was started from a notebook" if kind == "notebook" else "it was typed in, or came from standard input"
+        yield Item("command", "program is a file", MISSING, why, "put the code into a file and start that", blocks=True)
     elif not command.get("argv"):
         yield Item("command", "command recorded", MISSING, "no command line was found", "run a script or a module", blocks=True)
     else:

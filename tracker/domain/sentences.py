@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import signal
 from collections.abc import Mapping
 from typing import Any
@@ -113,22 +114,30 @@ def died_of(number_: int) -> str:
 
 
 def not_runnable(failure: Mapping[str, Any]) -> str:
-    code, missing, message = failure.get("code"), failure.get("missing"), first_line(failure.get("message"))
-    both = (
-        f"{short_digest(failure.get('expected'))} expected, {short_digest(failure.get('found'))} found" if failure.get("expected") else ""
-    )
-    what = {
-        "source_missing": f"source file {missing} is missing" if missing else "",
-        "source_differs": f"the restored source differs: {both}" if both else "",
-        "python_missing": f"Python {missing} is not there" if missing else "",
-        "package_missing": f"package {missing} cannot be had" if missing else "",
-        "environment_failed": f"the environment could not be built: {message}" if message else "the environment could not be built",
-        "data_missing": f"data file {missing} is missing" if missing else "",
-        "data_differs": f"{missing} has changed: {both}" if missing and both else "",
-        "would_overwrite": f"it would write over {missing}" if missing else "",
-        "secret_missing": f"secret {missing} is not given" if missing else "",
-    }.get(str(code), "")
-    return f"Not runnable: {what or message or code}"
+    code, missing, message = str(failure.get("code")), str(failure.get("missing") or ""), first_line(failure.get("message"))
+    both = f"{short_digest(failure['expected'])} expected, {short_digest(failure.get('found'))} found" if failure.get("expected") else ""
+    if code == "environment_failed":
+        what = "the environment could not be built" + (f": {message}" if message else "")
+    elif code == "source_differs" and both:
+        what = f"the restored source differs: {both}"
+    elif code == "data_differs" and missing and both:
+        what = f"{missing} has changed: {both}"
+    elif code in _WHAT and re.fullmatch(_WHAT[code][0], missing):
+        what = _WHAT[code][1].format(missing)
+    else:
+        what = message or missing or code
+    return f"Not runnable: {what}"
+
+
+_WHAT = {
+    # code → how the name of a missing thing looks (else the failure's own message is said), and the words around it
+    "source_missing": (r"\S*[/.]\S*", "source file {} is missing"),
+    "python_missing": (r"\d+(\.\d+)*\S*", "Python {} is not there"),
+    "package_missing": (r"\S+", "package {} cannot be had"),
+    "data_missing": (r"[^\n]*[/.][^\n]*", "data file {} is missing"),
+    "would_overwrite": (r"[^\n]+", "it would write over {}"),
+    "secret_missing": (r"\S+", "secret {} is not given"),
+}
 
 
 def listed(names: list[str], most: int = 2) -> str:

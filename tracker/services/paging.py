@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from django.db.models import F, Q
+from django.utils.dateparse import parse_datetime
 
 from tracker.domain.errors import Invalid
 
@@ -50,7 +51,7 @@ def limit_of(limit: int | str | None, default: int = LIMIT, most: int = MOST) ->
         found = default if limit in (None, "") else int(limit)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         raise Invalid("limit is a whole number.", limit="malformed") from None
-    if not 1 <= found:
+    if not found >= 1:
         raise Invalid("limit is at least 1.", limit="too small")
     return min(found, most)
 
@@ -95,3 +96,10 @@ def decode(cursor: str, count: int) -> list:
     except (ValueError, RecursionError):
         raise Invalid("This cursor was not made by this list, or the sort changed: start again without it.", cursor="malformed") from None
     return values
+
+
+def checked_times(cursor: str | None, count: int) -> str | None:
+    """``cursor`` whose first value is a time, or Invalid: the database would answer a malformed time with an error of its own."""
+    if cursor and parse_datetime(str(decode(cursor, count)[0])) is None:
+        raise Invalid("This cursor was not made by this list: start again without it.", cursor="malformed")
+    return cursor

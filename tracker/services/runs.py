@@ -15,7 +15,6 @@ from tracker.domain import ids, storable
 from tracker.domain.errors import Forbidden, Invalid, NotFound
 from tracker.domain.lifecycle import JobState, RunState
 from tracker.models import Attempt, Job, MetricBlock, MetricSegment, MetricTrash, Project, Run, User
-from tracker.models.key import RunValue as Value
 from tracker.services import documents, filters, paging, projects, values
 from tracker.services.paging import Key, Page
 

@@ -14,7 +14,8 @@ from django.utils import timezone
 
 from tracker.domain import facts
 from tracker.domain.compare import Series
-from tracker.domain.verdict import End, KeySeries, judge as decide
+from tracker.domain.verdict import End, KeySeries
+from tracker.domain.verdict import judge as decide
 from tracker.models import Attempt, Blob, Event, KeyDefinition, MetricSummary, Reproduction, Run
 from tracker.store import reading
 from tracker.store.blobs import blob_store

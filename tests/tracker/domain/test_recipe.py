@@ -122,3 +122,9 @@ def test_unseeded_with_captured_random_state_is_fine():
 def test_what_is_missing_comes_first():
     states = [item["state"] for item in preflight(changed("numerics.seeds", {}), STORED)["items"]]
     assert states == sorted(states, key=["missing", "warn", "ok"].index)
+
+
+def test_what_blocks_comes_before_what_is_only_missing():
+    recipe = changed("numerics.seeds", {})
+    recipe["command"]["argv"] = []
+    assert [item["what"] for item in preflight(recipe, STORED)["items"]][:2] == ["command recorded", "seeds set"]
