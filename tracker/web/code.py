@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
-from django.http import Http404, HttpRequest, HttpResponse
+import json
+from pathlib import PurePosixPath
+
+from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
 from django.shortcuts import render
+from django.utils.http import content_disposition_header
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import TextLexer, get_lexer_for_filename
 from pygments.util import ClassNotFound
 
-from tracker.services import runs as service
+from tracker.services import blobs
 from tracker.web import run as runs
 from tracker.web.page import page
 from tracker.web.trees import config_tree, file_tree
 
 MOST_FILES = 5000
 LARGEST_SHOWN = 512 * 1024
+LARGEST_MANIFEST = 32 * 2**20
+
+
+def snapshot(run, recipe: dict) -> list[dict]:
+    """The manifest's files, ``[{"path", "mode", "bytes", "digest", "state"}]``; empty while it has not come."""
+    digest = (recipe.get("source") or {}).get("manifest")
+    raw = blobs.read_small(project_id=run.project_id, digest=digest, most=LARGEST_MANIFEST) if digest else None
+    try:
+        files = json.loads(raw)["files"] if raw else []
+        return [{"state": "tracked", "bytes": 0, **file} for file in files if isinstance(file.get("path"), str)]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return []
 
 
 @page
 def code(request: HttpRequest, run_id: str) -> HttpResponse:
     run = runs.find(request, run_id)
     context = runs.head(request, run, "code")
-    files = [file for file in service.files(run) if file.get("path")]
+    files = snapshot(run, context["recipe"])
     changed = [file for file in files if file["state"] != "tracked"]
     entry = ((context["recipe"].get("command") or {}).get("entry") or {}).get("path_in_root")
     chosen = request.GET.get("path") or entry or (changed or files or [{"path": ""}])[0]["path"]
@@ -47,10 +63,9 @@ def _file(run, files: list[dict], path: str) -> dict | None:
     if record["bytes"] > LARGEST_SHOWN:
         shown["why_not"] = "Too large to show here."
         return shown
-    try:
-        raw = service.file_content(run, path)
-    except Exception as error:  # the bytes may be gone from the store; the page still says what was there
-        shown["why_not"] = f"Its bytes cannot be read: {error}"
+    raw = blobs.read_small(project_id=run.project_id, digest=record["digest"], most=LARGEST_SHOWN)
+    if raw is None:
+        shown["why_not"] = "Its bytes are not in the store: they have not come yet, or were removed."
         return shown
     if b"\0" in raw[:8192]:
         shown["why_not"] = "A binary file."
@@ -71,12 +86,16 @@ def coloured(path: str, text: str) -> str:
 
 @page
 def raw(request: HttpRequest, run_id: str) -> HttpResponse:
+    """One file as it was, always as a download: nothing of a user is ever served as a page of ours."""
     run = runs.find(request, run_id)
-    path = request.GET.get("path", "")
-    if not any(file.get("path") == path for file in service.files(run)):
+    recipe = runs.head(request, run, "")["recipe"]
+    record = next((file for file in snapshot(run, recipe) if file["path"] == request.GET.get("path")), None)
+    blob = record and blobs.find([run.project_id], blobs.hex_of(record["digest"]))
+    if not blob:
         raise Http404("This file is not in the snapshot.")
-    answer = HttpResponse(service.file_content(run, path), content_type="application/octet-stream")
-    answer["Content-Disposition"] = "attachment"
+    answer = StreamingHttpResponse(blobs.stream(blob), content_type="application/octet-stream")
+    answer["Content-Length"] = str(blob.bytes)
+    answer["Content-Disposition"] = content_disposition_header(True, PurePosixPath(record["path"]).name)
     return answer
 
 

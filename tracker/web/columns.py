@@ -29,7 +29,7 @@ class Column:
 def choices(run_ids: list[str]) -> list[dict]:
     """Each config path and summary key of these runs: how many have it, how many different values it has."""
     return list(
-        RunValue.objects.filter(run__in=run_ids)
+        RunValue.objects.filter(run__in=run_ids, kind__in=["config", "summary"])
         .values("kind", "path")
         .annotate(runs=Count("run"), numbers=Count("number", distinct=True), texts=Count("text", distinct=True))
         .order_by("kind", "-runs", "path")[:MOST_CHOICES]

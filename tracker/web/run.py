@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from django.contrib import messages
 from django.db.models import Count
 from django.http import HttpRequest, HttpResponse
@@ -10,7 +12,7 @@ from django.urls import reverse
 from django.views.decorators.http import require_POST
 
 from tracker.domain.lifecycle import RunState
-from tracker.models import KeyDefinition, MetricSummary, Run
+from tracker.models import MetricSummary, Run
 from tracker.services import preflight as preflights
 from tracker.services import projects
 from tracker.services import runs as service
@@ -75,10 +77,10 @@ def head(request: HttpRequest, run: Run, tab: str) -> dict:
 
 def _preflight(run: Run) -> dict:
     found = preflights.preflight(run)
-    items = found.get("items", [])
-    worst = "missing" if any(one["state"] == "missing" for one in items) else "warn" if any(one["state"] == "warn" for one in items) else "ok"
-    order = {"missing": 0, "warn": 1, "ok": 2}
-    return {**found, "items": sorted(items, key=lambda one: order.get(one["state"], 3)), "worst": worst}
+    states = {one["state"] for one in found["items"]}
+    worst = next((state for state in ("missing", "warn") if state in states), "ok")
+    items = [{**one, "icon": f"s-{one['state']}"} for one in found["items"]]
+    return {**found, "items_list": items, "worst": worst}
 
 
 def answer(request: HttpRequest, context: dict) -> HttpResponse:
@@ -88,15 +90,19 @@ def answer(request: HttpRequest, context: dict) -> HttpResponse:
 
 
 @page
+def header(request: HttpRequest, run_id: str) -> HttpResponse:
+    """Only what stands above the tabs, for its live update."""
+    return render(request, "run/_head.html", head(request, find(request, run_id), ""))
+
+
+@page
 def overview(request: HttpRequest, run_id: str) -> HttpResponse:
     run = find(request, run_id)
     context = head(request, run, "overview")
-    hidden = {"__", "_"}
-    own = {name: value for name, value in (run.summary or {}).items() if name not in hidden}
     context.update(
         config=config_tree(run.config or {}),
         metrics=metric_rows(run, limit=300),
-        own_summary=config_tree(own),
+        own_summary=config_tree(run.summary or {}),
         writers=list(run.writers.select_related("attempt").order_by("attempt__number", "kind", "rank")[:64]),
         events=list(run.events.exclude(name__in=["start", "finish"]).order_by("-time_us")[:20]),
         source=context["recipe"].get("source") or {},
@@ -126,8 +132,8 @@ def _charts(request: HttpRequest, run_id: str, tab: str) -> HttpResponse:
         sections=sections([row["key"] for row in found[:MOST_PANELS]], system=tab == "system"),
         more=len(found) > MOST_PANELS,
         ranks=max((row["ranks"] for row in found), default=1),
-        chart_runs=[{"id": run.id, "name": run.name, "colour": 0}],
-        definitions=KeyDefinition.objects.filter(run=run).count(),
+        most=MOST_PANELS,
+        chart_runs_json=json.dumps([{"id": run.id, "name": run.name, "colour": 0}]),
     )
     return answer(request, context)
 

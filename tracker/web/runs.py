@@ -7,6 +7,7 @@ from urllib.parse import urlencode
 from django.contrib import messages
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect
+from django.utils import timezone
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.http import require_POST
 
@@ -18,7 +19,7 @@ from tracker.web.page import page, show
 
 LIMIT = 50
 STATE_FIELDS = ("filter", "sort", "columns", "archived")
-SORTABLE = {"name": "name", "state": "state", "created": "created_at", "duration": "duration"}
+SORTABLE = ("name", "state", "created", "user")
 
 
 def link(state: dict, **changes) -> str:
@@ -54,9 +55,11 @@ def _table(request: HttpRequest, project: Project | None) -> HttpResponse:
     cursor = request.GET.get("cursor", "")
     found, mistake = [], None
     following = None
-    filter_text = state["filter"] if state["archived"] else _without_archived(state["filter"])
     try:
-        answer = service.find(user=request.user, project=project, filter=filter_text, sort=state["sort"], limit=LIMIT, cursor=cursor or None)
+        answer = service.find(
+            user=request.user, project=project, filter=state["filter"], sort=state["sort"], limit=LIMIT, cursor=cursor or None,
+            archived=bool(state["archived"]),
+        )  # fmt: skip
         found, following = list(answer.results), answer.next
     except FilterMistake as error:
         mistake = {"message": error.message, "column": error.fields.get("column")}
@@ -67,6 +70,8 @@ def _table(request: HttpRequest, project: Project | None) -> HttpResponse:
     table.fill(found, columns)
     for run in found:
         run.shown_tags = run.tags[:3] if isinstance(run.tags, list) else []
+        run.live_since = run.started_at or run.created_at
+        run.seconds = ((run.finished_at or timezone.now()) - run.live_since).total_seconds()
     for column in columns:
         column.head = heading(state, column.name)
     context = {
@@ -76,7 +81,7 @@ def _table(request: HttpRequest, project: Project | None) -> HttpResponse:
         "runs": found,
         "columns": columns,
         "choices": _choices(choice, {column.name for column in columns}),
-        "heads": {name: heading(state, path) for name, path in SORTABLE.items()},
+        "heads": {name: heading(state, name) for name in SORTABLE},
         "state": state,
         "mistake": mistake,
         "next": link(state, cursor=following) if following else "",
@@ -88,10 +93,6 @@ def _table(request: HttpRequest, project: Project | None) -> HttpResponse:
         "here": request.get_full_path(),
     }
     return show(request, "runs", "_table", context)
-
-
-def _without_archived(text: str) -> str:
-    return text
 
 
 def _choices(found: list[dict], chosen: set[str]) -> dict:
