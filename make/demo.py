@@ -81,7 +81,9 @@ def perform(env: dict[str, str]) -> None:
         while waiting and len(running) < 2:
             number, (title, argv) = waiting.pop(0)
             with (logs / f"{number}.log").open("wb") as log:
-                process = subprocess.Popen([*argv, "--project", "demo"], cwd=ROOT, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+                process = subprocess.Popen(
+                    [*argv, "--project", "demo"], cwd=ROOT, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+                )
             running[process] = (number, title, time.monotonic())
             print(f"  {number}/{len(RUNS)}  {title} …", flush=True)
         for process, (number, title, started) in list(running.items()):

@@ -27,7 +27,11 @@ def step(name: str, argv: list, env: dict[str, str]) -> tuple[str, int, float]:
 
 def main(arguments: list[str]) -> int:
     began = time.monotonic()
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("ENCORE_", "DATABASE_URL")) or name.startswith("ENCORE_TEST_")}
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("ENCORE_", "DATABASE_URL")) or name.startswith("ENCORE_TEST_")
+    }
     done = [
         step("ruff check", [BIN / "ruff", "check", "."], env),
         step("ruff format", [BIN / "ruff", "format", "--check", "."], env),
@@ -38,7 +42,13 @@ def main(arguments: list[str]) -> int:
     with services.environment() as found:
         env |= found
         # The whole product and its processes want the machine for themselves, so those tests run alone, after the others.
-        done.append(step("tests on PostgreSQL", [*pytest, "-n", "2", "-m", "not e2e", *POSTGRES_TESTS], {**env, "DATABASE_URL": found["ENCORE_TEST_POSTGRES"]}))
+        done.append(
+            step(
+                "tests on PostgreSQL",
+                [*pytest, "-n", "2", "-m", "not e2e", *POSTGRES_TESTS],
+                {**env, "DATABASE_URL": found["ENCORE_TEST_POSTGRES"]},
+            )
+        )
         done.append(step("end-to-end tests", [*pytest, "-m", "e2e", "tests"], env))
         done.append(step("tests on SQLite", [*pytest, "-n", "2", "-m", "not e2e", "tests"], env))
     print("\n=== all steps")

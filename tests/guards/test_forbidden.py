@@ -46,7 +46,11 @@ def test_nothing_is_unpickled_or_evaluated(path: Path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
-            found += [f"line {node.lineno}: import {n}" for n in names if n.split(".")[0] in {"pickle", "marshal", "shelve", "dill", "cloudpickle"}]
+            found += [
+                f"line {node.lineno}: import {n}"
+                for n in names
+                if n.split(".")[0] in {"pickle", "marshal", "shelve", "dill", "cloudpickle"}
+            ]
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
             if called in {"eval", "exec", "yaml.load", "torch.load", "joblib.load", "numpy.load", "np.load"}:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-VARIABLE = re.compile(r"[\"'](ENCORE_[A-Z0-9_]+|DATABASE_URL|CHROMIUM)[\"']")
+VARIABLE = re.compile(r"[\"'](ENCORE_[A-Z0-9_]*[A-Z0-9]|DATABASE_URL|CHROMIUM)[\"']")
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 
 
