@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import PurePosixPath
 
 from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
@@ -13,33 +12,21 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import TextLexer, get_lexer_for_filename
 from pygments.util import ClassNotFound
 
-from tracker.services import blobs
+from tracker.services import blobs, sources
 from tracker.web import run as runs
 from tracker.web.page import page
 from tracker.web.trees import config_tree, file_tree
 
 MOST_FILES = 5000
 LARGEST_SHOWN = 512 * 1024
-LARGEST_MANIFEST = 32 * 2**20
-
-
-def snapshot(run, recipe: dict) -> list[dict]:
-    """The manifest's files, ``[{"path", "mode", "bytes", "digest", "state"}]``; empty while it has not come."""
-    digest = (recipe.get("source") or {}).get("manifest")
-    raw = blobs.read_small(project_id=run.project_id, digest=digest, most=LARGEST_MANIFEST) if digest else None
-    try:
-        files = json.loads(raw)["files"] if raw else []
-        return [{"state": "tracked", "bytes": 0, **file} for file in files if isinstance(file.get("path"), str)]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return []
 
 
 @page
 def code(request: HttpRequest, run_id: str) -> HttpResponse:
     run = runs.find(request, run_id)
     context = runs.head(request, run, "code")
-    files = snapshot(run, context["recipe"])
-    changed = [file for file in files if file["state"] != "tracked"]
+    files = sources.files(run)
+    changed = [file for file in files if file["state"] not in ("tracked", "")]
     entry = ((context["recipe"].get("command") or {}).get("entry") or {}).get("path_in_root")
     chosen = request.GET.get("path") or entry or (changed or files or [{"path": ""}])[0]["path"]
     context.update(
@@ -88,8 +75,7 @@ def coloured(path: str, text: str) -> str:
 def raw(request: HttpRequest, run_id: str) -> HttpResponse:
     """One file as it was, always as a download: nothing of a user is ever served as a page of ours."""
     run = runs.find(request, run_id)
-    recipe = runs.head(request, run, "")["recipe"]
-    record = next((file for file in snapshot(run, recipe) if file["path"] == request.GET.get("path")), None)
+    record = next((file for file in sources.files(run) if file["path"] == request.GET.get("path")), None)
     blob = record and blobs.find([run.project_id], blobs.hex_of(record["digest"]))
     if not blob:
         raise Http404("This file is not in the snapshot.")

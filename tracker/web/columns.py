@@ -64,7 +64,9 @@ def fill(runs: list, columns: list[Column]) -> None:
         wanted |= Q(kind=kind, path__in=[column.path for column in columns if column.kind == kind])
     values: dict[tuple, object] = {}
     if columns and runs:
-        for row in RunValue.objects.filter(wanted, run__in=[run.id for run in runs]).values_list("run_id", "kind", "path", "number", "text"):
+        for row in RunValue.objects.filter(wanted, run__in=[run.id for run in runs]).values_list(
+            "run_id", "kind", "path", "number", "text"
+        ):
             run_id, kind, path, number, text = row
             values[run_id, kind, path] = leaf(number, text)
     for column in columns:

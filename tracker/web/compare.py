@@ -94,7 +94,9 @@ def compare(request: HttpRequest) -> HttpResponse:
 
 def _charts(context: dict, runs: list[Run], base: Run) -> None:
     summaries = MetricSummary.objects.filter(run__in=runs)
-    own = list(summaries.exclude(key__startswith=runs_page.SYSTEM).values_list("key", flat=True).distinct().order_by("key")[: MOST_KEYS + 1])
+    own = list(
+        summaries.exclude(key__startswith=runs_page.SYSTEM).values_list("key", flat=True).distinct().order_by("key")[: MOST_KEYS + 1]
+    )
     system = list(summaries.filter(key__startswith=runs_page.SYSTEM).values_list("key", flat=True).distinct().order_by("key")[:100])
     sections = runs_page.sections(own[:MOST_KEYS])
     if system:
@@ -105,7 +107,9 @@ def _charts(context: dict, runs: list[Run], base: Run) -> None:
 
 def _table(context: dict, rows: list[dict]) -> None:
     differing = [row for row in rows if row["differs"]]
-    context.update(rows=differing if context["only"] and len(context["runs"]) > 1 else rows, hidden=len(rows) - len(differing), total=len(rows))
+    context.update(
+        rows=differing if context["only"] and len(context["runs"]) > 1 else rows, hidden=len(rows) - len(differing), total=len(rows)
+    )
 
 
 def _same(a, b) -> bool:
@@ -119,7 +123,8 @@ MISSING = object()
 
 def _cells(found: list, base_value) -> list[dict]:
     return [
-        {"value": None if value is MISSING else value, "absent": value is MISSING, "differs": not _same(value, base_value)} for value in found
+        {"value": None if value is MISSING else value, "absent": value is MISSING, "differs": not _same(value, base_value)}
+        for value in found
     ]
 
 

@@ -21,7 +21,9 @@ def projects(request: HttpRequest) -> HttpResponse:
         )
         .order_by("-newest", "slug")
     )
-    recent = Run.objects.visible_to(request.user).filter(archived_at=None).select_related("project", "user").order_by("-created_at", "id")[:12]
+    recent = (
+        Run.objects.visible_to(request.user).filter(archived_at=None).select_related("project", "user").order_by("-created_at", "id")[:12]
+    )
     context = {"title": "Projects", "path": [{"name": "Projects"}], "projects": list(found), "recent": list(recent), "slug": "my-project"}
     return show(request, "home", "_list", context)
 

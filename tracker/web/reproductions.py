@@ -56,7 +56,9 @@ def listing(request: HttpRequest) -> HttpResponse:
 def of_run(request: HttpRequest, run_id: str) -> HttpResponse:
     run = runs.find(request, run_id)
     context = runs.head(request, run, "reproductions")
-    context["reproductions"] = list(run.reproductions.select_related("original", "rerun", "job__worker", "requested_by").order_by("-created_at")[:100])
+    context["reproductions"] = list(
+        run.reproductions.select_related("original", "rerun", "job__worker", "requested_by").order_by("-created_at")[:100]
+    )
     return runs.answer(request, context)
 
 
@@ -133,7 +135,9 @@ def _route(config: dict, name: str) -> list[str]:
 
 
 def find(request: HttpRequest, reproduction_id: str) -> Reproduction:
-    rows = Reproduction.objects.visible_to(request.user).select_related("original__project", "original__user", "rerun", "job__worker", "requested_by")
+    rows = Reproduction.objects.visible_to(request.user).select_related(
+        "original__project", "original__user", "rerun", "job__worker", "requested_by"
+    )
     return get_object_or_404(rows, id=reproduction_id)
 
 
@@ -146,7 +150,9 @@ def detail(request: HttpRequest, reproduction_id: str) -> HttpResponse:
     kind, words = format.seal_kind(verdict)
     rows = (verdict or {}).get("per_metric") or []
     first = verdict and verdict.get("metric")
-    chart_key = first or next((row["key"] for row in rows if row.get("evidence")), None) or (rows[0]["key"] if rows else _any_key(one.original))
+    chart_key = (
+        first or next((row["key"] for row in rows if row.get("evidence")), None) or (rows[0]["key"] if rows else _any_key(one.original))
+    )
     original, rerun = one.original, one.rerun
     chart_runs = [{"id": original.id, "name": "original", "colour": 0, "wide": True}]
     if rerun:

@@ -42,7 +42,7 @@ def find(request: HttpRequest, run_id: str) -> Run:
 def head(request: HttpRequest, run: Run, tab: str) -> dict:
     """What stands above every tab."""
     attempts = list(run.attempts.all())
-    recipe = (attempts[-1].recipe if attempts else {}) or {}
+    _, recipe = service.recipe_of(run)
     role = projects.role_of(user=request.user, project=run.project)
     state = RunState(run.state)
     verdict_count = run.reproductions.count()
@@ -59,7 +59,8 @@ def head(request: HttpRequest, run: Run, tab: str) -> dict:
         ],
         "tab": tab,
         "tabs": [
-            {"name": name, "url": reverse(f"run-{key}", args=[run.id]), "current": key == tab, "count": counts.get(key)} for key, name in TABS
+            {"name": name, "url": reverse(f"run-{key}", args=[run.id]), "current": key == tab, "count": counts.get(key)}
+            for key, name in TABS
         ],
         "attempts": attempts,
         "recipe": recipe,
@@ -170,7 +171,9 @@ def edit(request: HttpRequest, run_id: str) -> HttpResponse:
         changes["archived"] = request.POST["archive"] == "1"
     if changes:
         service.update(run=run, user=request.user, **changes)
-    return redirect(request.POST.get("back") if request.POST.get("back", "").startswith("/runs/") else reverse("run-overview", args=[run.id]))
+    return redirect(
+        request.POST.get("back") if request.POST.get("back", "").startswith("/runs/") else reverse("run-overview", args=[run.id])
+    )
 
 
 @page

@@ -38,7 +38,7 @@ def file_tree(files: list[dict]) -> dict:
 
 def _settle(node: dict) -> dict:
     folders = [_settle(child) for _, child in sorted(node["children"].items())]
-    changed = any(file["state"] != "tracked" for file in node["files"]) or any(folder["open"] for folder in folders)
+    changed = any(file["state"] not in ("tracked", "") for file in node["files"]) or any(folder["open"] for folder in folders)
     return {"name": node["name"], "folders": folders, "files": sorted(node["files"], key=lambda file: file["name"]), "open": changed}
 
 
