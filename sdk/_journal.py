@@ -84,6 +84,8 @@ class Writer:
         self.about = {"format": 1, "writer": self.id, "kind": "trainer", "run": dict(run), "rank": 0, **(about or {})}
         self.about |= {"started_us": self.anchor_wall_us + mono // 1000, "anchor_wall_us": self.anchor_wall_us, "anchor_mono_ns": 0}
         self.finished = False
+        self._forward: LogCall | None = None
+        self._forward_emit: Callable[..., None] | None = None
         self._tokens = [None]
         self._pending: deque[tuple[Any, ...]] = deque()
         self._pending_since = 0.0
@@ -192,6 +194,8 @@ class Writer:
 
     def _slow(self, data: Any, step: Any, at: int | None = None) -> None:
         """All that is not the common case, with the token held."""
+        if self._forward is not None:
+            return self._forward(data, step)
         try:
             self._repair()
             self._append_points(data, step, monotonic_ns() if at is None else at)
@@ -296,6 +300,8 @@ class Writer:
 
     def emit(self, doc: Mapping[str, Any], step: int | None = None) -> None:
         """Append a document (docs/formats.md, *Documents*). Never raises."""
+        if self._forward_emit is not None:
+            return self._forward_emit(doc, step)
         try:
             token = self._tokens.pop()
         except IndexError:
@@ -476,10 +482,13 @@ class Writer:
     def dropped_counts(self) -> dict[str, int]:
         return self.dropped | ({"inexact": self.inexact} if self.inexact else {})
 
-    def abandon(self) -> None:
-        """In a forked child: this journal belongs to the parent."""
-        self._alive = None
-        self._segments = None  # type: ignore[assignment]
+    def abandon(self, forward: LogCall, emit: Callable[..., None]) -> None:
+        """In a forked child: this journal belongs to the parent. Whoever kept its `log` or `emit` is led to the child's own."""
+        self._tokens[:] = [None]
+        self._pending.clear()
+        self._forward, self._forward_emit = forward, emit
+        self._forget()
+        self._move(None, 0, 0, self._where()[3], -1)
 
 
 def put_blob(folder: Path, data: bytes | bytearray | memoryview | str | os.PathLike[str]) -> str:

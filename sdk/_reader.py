@@ -32,6 +32,7 @@ from ._records import (
     SEGMENT_HEADER,
     SEGMENT_MAGIC,
     SPARSE,
+    segment_name,
 )
 from .errors import FormatError
 
@@ -85,6 +86,7 @@ class Reader:
         self._lists: dict[int, tuple[list[str], str]] = {}
         self._names: dict[int, str] = {}
         self._skip: set[str] = set()
+        self._stop, self._docs_only = 1 << 62, False
 
     # Where ----------------------------------------------------------------------------------------------------------------------
 
@@ -144,7 +146,7 @@ class Reader:
     # Reading --------------------------------------------------------------------------------------------------------------------
 
     def waiting(self) -> bool:
-        """Whether anything lies beyond what was given (cheap: one look at the next four bytes)."""
+        """Whether anything may lie beyond what was given (cheap: one look at the next record's first bytes)."""
         segment = self._segment
         if segment is None:
             self.seek(self.next)
@@ -154,22 +156,26 @@ class Reader:
         at = self._position + 4
         if at + 4 <= segment.size and segment.map[at : at + 4] != b"\0\0\0\0":
             return True
-        return (segment.path.parent / f"{segment.number + 1:08d}.seg").exists() or len(self.segments()) > 0 and self._following() is not None
+        return (self.folder / segment_name(segment.number + 1)).exists()
 
-    def read(self, limit: int = 3 << 20, settled: bool = False) -> Chunk | None:
-        """The next records, at most about `limit` bytes of them, or None. settled: the writer is gone, so look behind gaps too."""
+    def read(self, limit: int = 3 << 20, settled: bool = False, records: int = 1 << 40, docs_only: bool = False) -> Chunk | None:
+        """The next records, at most about `limit` bytes of them, or None. settled: the writer is gone, so look behind gaps too.
+
+        docs_only: points are stepped over without a look at their checksums.
+        """
         if self._segment is None:
             self.seek(self.next)
             if self._segment is None:
                 return None
         chunk = Chunk(self.next, self.next - 1, self.anchor_wall_us, lists=self._lists, names=self._names)
-        while chunk.bytes < limit:
+        self._stop, self._docs_only = self.next + records, docs_only
+        while chunk.bytes < limit and self.next < self._stop:
             segment = self._segment
             if segment is None:
                 break
             chunk.anchor_wall_us = self.anchor_wall_us
             ended = self._scan(segment, chunk, limit)
-            if chunk.bytes >= limit:
+            if chunk.bytes >= limit or self.next >= self._stop:
                 break
             following = self._following()
             if following is None:
@@ -187,11 +193,15 @@ class Reader:
         """Take records in order until something else than the next one comes. True at the segment's end record."""
         view, position, size, expected = segment.view, self._position, segment.size, self.next
         unpack, dense, taken = _HEAD.unpack_from, chunk.dense, chunk.bytes
-        ended = False
-        while taken < limit and position + RECORD_BYTES <= size:
+        ended, stop, docs_only = False, self._stop, self._docs_only
+        while taken < limit and expected < stop and position + RECORD_BYTES <= size:
             crc, magic, kind, _, length, list_id, number = unpack(view, position)
             if magic != MAGIC or length < RECORD_BYTES or length > MAX_RECORD_BYTES or position + length > size:
                 break
+            if docs_only and kind == DENSE and number >= expected:
+                position += length
+                expected = number + 1
+                continue
             body = view[position + 4 : position + length]
             if crc32(body) != crc:
                 break
