@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import _capture, _console, _exit, _launch, _numbers, _process, _sender, _settings
+from . import _capture, _console, _exit, _launch, _process, _sender, _settings
 from ._config import Config, Summary
 from ._finish import wait_until_sent
 from ._ids import derived_id, is_id
@@ -98,17 +98,11 @@ class Run:
         if writer is None:
             return
         writer.emit({"type": "event", "name": "start", "data": {"rank": self.rank, "world_size": self.launch.world_size}})
-        for step in (self._restore_numbers, self._begin_capture, lambda: _exit.mark_signals(writer.folder), self._start_sender, self._start_console):
+        for step in (self._begin_capture, lambda: _exit.mark_signals(writer.folder), self._start_sender, self._start_console):
             try:
                 step()
             except Exception as error:
                 writer.say(f"{type(error).__name__}: {error} (training goes on)")
-
-    def _restore_numbers(self) -> None:
-        states = ((self.settings.rerun or {}).get("rng") or {}).get(str(self.rank))
-        if states:
-            for problem in _numbers.restore(states):
-                self.event("note", {"text": problem})
 
     def _begin_capture(self) -> None:
         _capture.begin(self.writer)
@@ -306,10 +300,10 @@ def init(arguments: Mapping[str, Any], held: bool) -> Run:
     _rebind_face(run)
     if settings.mode != "disabled":
         _exit.install(_at_exit)
+        _greet(run)
         run.open()
         if launch.world_size == 1 and launch.kind == "python":
             _launch.announce(run.id)
-        _greet(run)
     return run
 
 
