@@ -5,6 +5,7 @@ Each benchmark, called with ``--json``, prints a line of JSON for each row: ``{"
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -19,15 +20,14 @@ FIRST = ["log_cost", "ingest", "chart"]
 
 def machine() -> str:
     model = platform.processor() or platform.machine()
-    try:
+    with contextlib.suppress(OSError, StopIteration):
         model = next(
             line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")
         )
-    except (OSError, StopIteration):
-        pass
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     load = os.getloadavg()[0]
-    return f"{os.cpu_count()} cores of {model}, {memory:.0f} GiB, {platform.system()} {platform.release()}, Python {platform.python_version()}, load {load:.1f} at the start"
+    system = f"{platform.system()} {platform.release()}, Python {platform.python_version()}"
+    return f"{os.cpu_count()} cores of {model}, {memory:.0f} GiB, {system}, load {load:.1f} at the start"
 
 
 def measure(name: str) -> list[dict]:

@@ -48,7 +48,8 @@ class Up:
         with self.errors.open("ab") as errors:
             self.process = subprocess.Popen(
                 [str(ENCORE), "up", "--json", "--home", str(home), "--port", str(port), *arguments],
-                stdout=subprocess.PIPE, stderr=errors, stdin=subprocess.DEVNULL, text=True, env=clean_environment(**environment), process_group=0,
+                stdout=subprocess.PIPE, stderr=errors, stdin=subprocess.DEVNULL, text=True, process_group=0,
+                env=clean_environment(**environment),
             )  # fmt: skip
         line = self.process.stdout.readline()
         assert line, f"encore up said nothing (status {self.process.wait()}):\n{self.said()}"
@@ -79,9 +80,9 @@ class Up:
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
-                if process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
-                    if process.environ().get("ENCORE_HOME") == str(self.home) or str(self.home) in process.cmdline():
-                        found.append(process)
+                alive = process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE
+                if alive and (process.environ().get("ENCORE_HOME") == str(self.home) or str(self.home) in process.cmdline()):
+                    found.append(process)
         return found
 
     def stop(self, signum: int = signal.SIGINT, seconds: float = 60) -> int:

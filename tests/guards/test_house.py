@@ -3,10 +3,10 @@
 import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
+import tomllib
 
 ROOT = Path(__file__).resolve().parents[2]
 VARIABLE = re.compile(r"[\"'](ENCORE_[A-Z0-9_]*[A-Z0-9]|DATABASE_URL|CHROMIUM)[\"']")
