@@ -118,8 +118,8 @@ class Player:
     def order(self, recipe: dict[str, Any], **changes: Any) -> str:
         job = new_id()
         self.tracker.orders[job] = {
-            "format": 1, "job": job, "fence": 1, "lease_seconds": 60, "key": "key-" + job, "kind": "reproduce", "project": "p", "run": new_id(),
-            "original": new_id(), "recipe": recipe, "overrides": {}, "scope": {}, "limits": {}, **changes,
+            "format": 1, "job": job, "fence": 1, "lease_seconds": 60, "key": "key-" + job, "kind": "reproduce", "project": "p",
+            "run": new_id(), "original": new_id(), "recipe": recipe, "overrides": {}, "scope": {}, "limits": {}, **changes,
         }  # fmt: skip
         return job
 

@@ -7,8 +7,8 @@ from blake3 import blake3
 
 def recorded(path, data: bytes, **more):
     return {
-        "path": str(path), "in_root": None, "bytes": len(data), "digest": "blake3:" + blake3(data).hexdigest(), "strength": "full", "stored": False,
-        "by": "open", **more,
+        "path": str(path), "in_root": None, "bytes": len(data), "digest": "blake3:" + blake3(data).hexdigest(), "strength": "full",
+        "stored": False, "by": "open", **more,
     }  # fmt: skip
 
 

@@ -211,8 +211,14 @@ def test_a_killed_worker_takes_its_program_with_it(play, tmp_path):
 
     (play.repository / "train.py").write_text(TREE)
     job = play.order(play.recipe())
-    code = "import json, sys; from pathlib import Path; from runner import pipeline; from runner.settings import Settings; " \
-        "s = json.loads(sys.argv[2]); s['home'] = Path(s['home']); pipeline.perform(sys.argv[1], settings=Settings(**s))"  # fmt: skip
+    code = """if True:
+        import json, sys
+        from pathlib import Path
+        from runner import pipeline
+        from runner.settings import Settings
+        told = json.loads(sys.argv[2])
+        pipeline.perform(sys.argv[1], settings=Settings(**{**told, "home": Path(told["home"])}))
+    """
     plain = {"url": play.tracker.url, "home": str(play.home), "name": "t", "queues": ["default"], "token": "worker-token"}
     worker = subprocess.Popen([sys.executable, "-c", code, job, json.dumps(plain)], cwd=Path(__file__).parents[2])
     found = pids(play, job, "program", "grandchild")
