@@ -27,3 +27,24 @@ def _send(job_id: str, queue: str) -> None:
         import structlog
 
         structlog.get_logger().warning("broker unreachable, the sweeper will send again", job=job_id)
+
+
+JUDGE = "tracker.judge"
+
+
+def judge_soon(job) -> None:
+    """Have the reproduction of ``job`` judged once its end is committed; a lost message is made good by the sweeper."""
+    transaction.on_commit(lambda: _send_judge(job.id))
+
+
+def _send_judge(job_id: str) -> None:
+    from tracker.celery import app
+
+    if not settings.CELERY_BROKER_URL:
+        return
+    try:
+        app.send_task(JUDGE, args=[job_id], queue=MAINTENANCE, retry=False, ignore_result=True)
+    except Exception:
+        import structlog
+
+        structlog.get_logger().warning("broker unreachable, the sweeper will judge", job=job_id)

@@ -32,3 +32,11 @@ class JobState(str, Enum):
 
 STEPS = ("checkout", "environment", "data", "execute", "evidence")
 """The named steps of a reproduction, in order."""
+
+
+def outcome(ends: list[str]) -> RunState:
+    """The state of a run whose trainers ended so: the worst of them, and crashed for a word nobody knows."""
+    worst_first = (RunState.FAILED, RunState.KILLED, RunState.CRASHED, RunState.PREEMPTED, RunState.FINISHED)
+    known = {state.value for state in worst_first}
+    said = {end if end in known else RunState.CRASHED.value for end in ends}
+    return next(state for state in worst_first if state.value in said)

@@ -15,11 +15,15 @@ class KeyDefinition(models.Model):
 
 
 class RunValue(models.Model):
-    """One typed leaf of config or summary: ``path`` is dotted for config (``model.layers``), the key for metrics."""
+    """One typed leaf of config or summary: ``path`` is dotted for config (``model.layers``), the key for metrics.
+
+    Tags are kept here too (``path`` is the tag), since JSON lists cannot be searched alike on both databases.
+    """
 
     class Kind(models.TextChoices):
         CONFIG = "config"
         SUMMARY = "summary"
+        TAG = "tag"
 
     project = models.ForeignKey("tracker.Project", models.CASCADE)
     run = models.ForeignKey(Run, models.CASCADE, related_name="values")

@@ -42,12 +42,14 @@ class Run(models.Model):
     dropped = models.JSONField(default=dict, help_text="What the SDK could not take: reason -> count.")
     archived_at = models.DateTimeField(null=True)
     deleted_at = models.DateTimeField(null=True)
+    purged_at = models.DateTimeField(null=True, help_text="Only the id is left: a tombstone that late senders are told of.")
 
     objects = RunQuerySet.as_manager()
 
     class Meta:
         indexes = [
             models.Index(fields=["project", "-created_at", "id"], name="run_project_newest"),
+            models.Index(fields=["-created_at", "id"], name="run_newest"),
             models.Index(fields=["state", "heartbeat_at"], name="run_state_heartbeat"),
         ]
 

@@ -1,0 +1,173 @@
+"""How the process ends, told without changing how it ends.
+
+- an unhandled exception: Python leaves it in sys.last_value before atexit runs; nothing is hooked.
+- sys.exit(n): noted on the way through. A bare `raise SystemExit(n)` has no such way; it shows in the bottom frame, and the exit status is
+  then written by libc itself (on_exit), for the sender to read.
+- SIGTERM, SIGHUP with default disposition: faulthandler's C-level handler leaves a mark and passes the signal on to the default action, so the
+  process dies as fast and with the same status as ever, also inside a long C call; Python's own view of the handlers does not change.
+- os._exit, SIGKILL: nothing can be told; the sender sees the process gone.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import dis
+import faulthandler
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from . import _secrets
+from ._plain import text
+
+MARKED = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+MAX_TRACEBACK = 32_000
+
+_installed = False
+_at_exit: Callable[[], None] | None = None
+_bottom: Any = None
+_asked: int | None = None
+_original_exit: Any = None
+_marks: dict[int, Any] = {}
+
+
+def install(at_exit: Callable[[], None]) -> None:
+    """Once a process."""
+    global _installed, _at_exit, _bottom, _original_exit
+    _at_exit = at_exit
+    if _installed:
+        return
+    _installed = True
+    atexit.register(_ended)
+    import threading
+
+    if threading.current_thread() is threading.main_thread():
+        frame: Any = sys._getframe()
+        while frame.f_back is not None:
+            frame = frame.f_back
+        _bottom = frame
+    _original_exit = sys.exit
+
+    def exit(status: Any = None, /) -> Any:
+        global _asked
+        _asked = exit_code(status)
+        return _original_exit(status)
+
+    exit.__doc__ = _original_exit.__doc__
+    sys.exit = exit  # type: ignore[assignment]
+
+
+def _ended() -> None:
+    if _at_exit is not None:
+        _at_exit()
+
+
+def exit_code(status: Any) -> int:
+    if status is None:
+        return 0
+    return status & 0xFF if isinstance(status, int) else 1
+
+
+def error_of(error: BaseException) -> dict[str, Any]:
+    """Type, message, traceback; masked."""
+    lines = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    if len(lines) > MAX_TRACEBACK:
+        lines = lines[: MAX_TRACEBACK // 2] + "\n…\n" + lines[-MAX_TRACEBACK // 2 :]
+    kind = type(error)
+    name = kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
+    try:
+        message = str(error)
+    except Exception:
+        message = "<no message>"
+    return {"type": name, "message": text(_secrets.mask_text(message[:4000])), "traceback": text(_secrets.mask_text(lines))}
+
+
+def outcome_of(error: BaseException | None) -> dict[str, Any]:
+    """The finish event's data for a program that ends by this exception (None: it ends well)."""
+    if error is None:
+        return {"state": "finished", "exit_code": 0, "signal": None, "error": None}
+    if isinstance(error, SystemExit):
+        code = exit_code(error.code)
+        return {"state": "failed" if code else "finished", "exit_code": code, "signal": None, "error": None}
+    if isinstance(error, KeyboardInterrupt):
+        return {"state": "killed", "exit_code": None, "signal": int(signal.SIGINT), "error": error_of(error)}
+    return {"state": "failed", "exit_code": 1, "signal": None, "error": error_of(error)}
+
+
+def outcome() -> dict[str, Any] | None:
+    """How the interpreter is ending, asked at atexit. None: by a SystemExit whose code only libc will know."""
+    last = getattr(sys, "last_value", None)
+    if last is not None and not hasattr(sys, "ps1") and not sys.flags.interactive:
+        return outcome_of(last)
+    if _unwound():
+        if _asked is None:
+            return None
+        return {"state": "failed" if _asked else "finished", "exit_code": _asked, "signal": None, "error": None}
+    return outcome_of(None)
+
+
+def _unwound() -> bool:
+    """Whether the main module's frame ended by an exception instead of its last line."""
+    if _bottom is None:
+        return False
+    try:
+        code, last = _bottom.f_code.co_code, _bottom.f_lasti
+        return last >= 0 and not dis.opname[code[last]].startswith("RETURN")
+    except Exception:
+        return False
+
+
+def leave_status(folder: Path) -> bool:
+    """Have libc write the exit status into the writer's folder when the process ends: `on_exit` calls f(status, argument), and putw(int, FILE *)
+    fits that. False where the C library has no on_exit (musl, macOS)."""
+    try:
+        libc = ctypes.CDLL(None)
+        libc.fopen.restype = ctypes.c_void_p
+        libc.fopen.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
+        libc.on_exit.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+        file = libc.fopen(os.fsencode(folder / "exit-status"), b"wb")
+        return bool(file) and libc.on_exit(ctypes.cast(libc.putw, ctypes.c_void_p), file) == 0
+    except (OSError, AttributeError, ValueError):
+        return False
+
+
+def mark_signals(folder: Path) -> None:
+    """Leave a mark in `folder` when a signal with default disposition ends the process."""
+    if not hasattr(faulthandler, "register"):
+        return
+    for number in MARKED:
+        try:
+            if signal.getsignal(number) is not signal.SIG_DFL or number in _marks:
+                continue
+            file = open(folder / f"signal-{int(number)}", "wb")  # noqa: SIM115 - the handler writes to it
+            faulthandler.register(number, file=file, all_threads=False, chain=True)
+            _marks[number] = file
+        except (OSError, ValueError, RuntimeError):
+            continue
+
+
+def unmark_signals(folder: Path | None = None) -> None:
+    """At finish, and in a forked child, whose SIGTERM is not its parent's."""
+    for number, file in list(_marks.items()):
+        with contextlib.suppress(Exception):
+            # Only if nobody has taken the signal meanwhile: unregister would put the old disposition back over theirs.
+            if signal.getsignal(number) is signal.SIG_DFL:
+                faulthandler.unregister(number)
+        with contextlib.suppress(OSError):
+            file.close()
+        if folder is not None:
+            with contextlib.suppress(OSError):
+                (folder / f"signal-{int(number)}").unlink()
+    _marks.clear()
+
+
+def after_fork() -> None:
+    global _bottom, _asked
+    unmark_signals()
+    _bottom, _asked = None, None

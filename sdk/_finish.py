@@ -1,0 +1,76 @@
+"""The wait at the end: until the sender has brought everything over, at most as long as was allowed, with a line that says how far."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from typing import Any
+
+from . import _sender
+from ._journal import Writer
+from ._reader import read_json
+
+POLL_SECONDS = 0.05
+SAY_AFTER_SECONDS = 1.0
+SAY_EVERY_SECONDS = 1.0
+UNREACHABLE_SECONDS = 10.0  # nobody waits a minute for a server that is down: what is left goes over later anyway
+RESTART_SECONDS = 3.0
+
+
+def wait_until_sent(run: Any, writer: Writer) -> None:
+    """Never raises, but KeyboardInterrupt, which ends the waiting as one would think."""
+    folder, run_folder = writer.folder, writer.folder.parent
+    began = time.monotonic()
+    deadline = began + run.settings.finish_seconds
+    next_look, next_word, unreachable_since, shown = began, began + SAY_AFTER_SECONDS, None, False
+    status: dict[str, Any] = {}
+    while True:
+        now = time.monotonic()
+        status = read_json(run_folder / _sender.STATUS) or {}
+        sealed = bool((read_json(folder / "ack.json") or {}).get("sealed"))
+        others = [name for name in status.get("alive", []) if name != writer.id]
+        if sealed and (status.get("done") or (others and not status.get("blobs"))):
+            break
+        error = status.get("error")
+        unreachable_since = (unreachable_since or now) if error else None
+        if run.url is None or now >= deadline:
+            break
+        if unreachable_since is not None and now - max(unreachable_since, began) > min(UNREACHABLE_SECONDS, run.settings.finish_seconds):
+            break
+        if now >= next_look:
+            next_look = now + RESTART_SECONDS
+            if not status.get("done"):
+                _sender.start(run_folder, run.settings)  # the sender was killed: a new one goes on where it stood
+        if now >= next_word:
+            next_word, shown = now + SAY_EVERY_SECONDS, True
+            _say(f"sending: {_left(status)}{f' ({error})' if error else ''}, {deadline - now:.0f} s left", end="\r" if _terminal() else "\n")
+        time.sleep(POLL_SECONDS)
+    if shown and _terminal():
+        _say("", end="\n")
+    if run.rank != 0:
+        return
+    if sealed and status.get("done"):
+        _say(f"run {status.get('url') or run.url} is complete")
+    elif sealed and not status.get("blobs"):
+        _say(f"run {status.get('url') or run.url}: rank {run.rank} is complete")
+    elif run.url is not None:
+        _say(f"{_left(status)}, not yet sent; the sender goes on by itself. If this machine goes away: encore sync {run_folder}")
+
+
+def _left(status: dict[str, Any]) -> str:
+    unsent, blobs = status.get("unsent"), status.get("blobs")
+    if unsent is None:
+        return "starting"
+    return f"{unsent} records left" + (f", {blobs} files" if blobs else "")
+
+
+def _terminal() -> bool:
+    with contextlib.suppress(Exception):
+        return sys.stderr.isatty()
+    return False
+
+
+def _say(sentence: str, end: str = "\n") -> None:
+    with contextlib.suppress(Exception):
+        print(f"encore: {sentence}" if sentence else "", end=end, file=sys.stderr, flush=True)

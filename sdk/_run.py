@@ -1,0 +1,407 @@
+"""A run as the program sees it: opened by `init`, ended by `finish`. `init` is a list of calls; each has a module of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from . import _capture, _console, _exit, _launch, _process, _sender, _settings
+from ._config import Config, Summary
+from ._finish import wait_until_sent
+from ._ids import derived_id, is_id
+from ._journal import Writer
+from ._plain import plain, text
+from .errors import UsageError
+
+_turns = 0  # runs this process has begun
+
+
+class Run:
+    """One training. `log` is the journal's own function, without a layer between."""
+
+    def __init__(self, settings: _settings.Settings, launch: _launch.Launch, about: dict[str, Any], config: Any, held: bool) -> None:
+        self.settings, self.launch, self.about = settings, launch, about
+        self.id: str = about["id"]
+        self.project: str = about["project"]
+        self.finished = False
+        self.url: str | None = f"{settings.url}/runs/{self.id}" if settings.url and settings.mode == "online" else None
+        self.writer: Writer | None = None
+        self._pid = os.getpid()
+        self._closing = threading.Lock()
+        self._stop_console: Callable[[], None] | None = None
+        self._sender_started = False
+        self.log: Callable[..., None] = _nothing
+        if settings.mode != "disabled":
+            self.writer = self._open_journal()
+        overrides = (settings.rerun or {}).get("config") or {}
+        applied = lay_over(config, overrides) if held else set()
+        self.config = Config(config, overrides, self._emit)
+        self.config._read.update(applied)
+        self.summary = Summary(self._emit)
+        if self.writer is not None:
+            self.log = self.writer.log
+
+    @property
+    def name(self) -> str | None:
+        return self.about.get("name")
+
+    @property
+    def rank(self) -> int:
+        return self.launch.rank
+
+    # Opening --------------------------------------------------------------------------------------------------------------------
+
+    def _open_journal(self) -> Writer | None:
+        """The journal under its root, else under the system's temporary folder: a read-only HOME must not cost the points."""
+        for root in (self.settings.journal, _spare_root()):
+            try:
+                writer = Writer(root, self.about, self.settings, self._writer_facts())
+            except (OSError, ValueError) as error:
+                _settings_say(f"the journal cannot be written to {root}: {error}")
+                continue
+            if root != self.settings.journal:
+                _settings_say(f"the journal lies in {root} instead")
+            return writer
+        _settings_say("training goes on, but nothing of this run is kept: free some space or set ENCORE_JOURNAL to a folder that can be written")
+        return None
+
+    def _writer_facts(self, parent: str | None = None) -> dict[str, Any]:
+        launch, pid = self.launch, os.getpid()
+        facts = {
+            "kind": "trainer",
+            "rank": launch.rank,
+            "local_rank": launch.local_rank,
+            "world_size": launch.world_size,
+            "host": _process.host(),
+            "boot": _process.boot_id(),
+            "pid": pid,
+            "pid_started": _process.started(pid),
+            "pid_namespace": _process.pid_namespace(),
+            "launch": launch.as_json(),
+            "mode": self.settings.mode,
+            "url": self.settings.url,
+            "sdk_version": _settings.VERSION,
+        }
+        # A forked child is no start of the rank: it is not counted as an attempt, and its end is not the run's.
+        return facts if parent is None else {**facts, "kind": "node", "parent": parent}
+
+    def open(self) -> None:
+        """What follows the journal: facts, capture, marks, sender, console. None of it may fail the run."""
+        writer = self.writer
+        if writer is None:
+            return
+        writer.emit({"type": "event", "name": "start", "data": {"rank": self.rank, "world_size": self.launch.world_size}})
+        for step in (self._begin_capture, lambda: _exit.mark_signals(writer.folder), self._start_sender, self._start_console):
+            try:
+                step()
+            except Exception as error:
+                writer.say(f"{type(error).__name__}: {error} (training goes on)")
+
+    def _begin_capture(self) -> None:
+        _capture.begin(self.writer)
+
+    def _start_sender(self) -> None:
+        if self.settings.sender == "external" or self.writer is None:
+            return
+        self._sender_started = True
+        _sender.start(self.writer.folder.parent, self.settings)
+
+    def _start_console(self) -> None:
+        if self.settings.console:
+            self._stop_console = _console.start(self._emit_console)
+
+    # Saying ---------------------------------------------------------------------------------------------------------------------
+
+    def _emit(self, doc: dict[str, Any]) -> None:
+        if self.writer is not None:
+            self.writer.emit(doc)
+
+    def _emit_console(self, doc: dict[str, Any], step: int | None = None) -> None:
+        if self.writer is not None and not self.writer.finished:
+            self.writer.emit(doc, step)
+
+    def event(self, name: str, data: Mapping[str, Any] | None = None, step: int | None = None) -> None:
+        """Note something at a time (and a step): `run.event("checkpoint", {"path": …})`."""
+        if self.writer is not None:
+            self.writer.emit({"type": "event", "name": str(name), "data": plain(dict(data or {}))}, step)
+
+    def define(self, pattern: str, **meaning: Any) -> None:
+        """See sdk.define."""
+        self._emit({"type": "define", "pattern": str(pattern), **{key: value for key, value in meaning.items() if value is not None}})
+
+    def alert(self, title: str, text: str = "", level: str = "info") -> None:
+        """See sdk.alert."""
+        self.event("alert", {"title": str(title), "text": str(text), "level": str(level)})
+
+    # Ending ---------------------------------------------------------------------------------------------------------------------
+
+    def finish(self, exit_code: int | None = None, _outcome: Mapping[str, Any] | None = None) -> None:
+        """Ends the run: says how, then waits for delivery, at most ENCORE_FINISH_SECONDS; the sender goes on with what is left. Never raises."""
+        if self._pid != os.getpid():
+            return self._finish_child()
+        with self._closing:
+            if self.finished:
+                return
+            self.finished = True
+        writer = self.writer
+        try:
+            if writer is not None:
+                self._last_words(writer, exit_code, _outcome)
+        except Exception as error:
+            _settings_say(f"finish: {type(error).__name__}: {error}")
+        finally:
+            _forget(self)
+        if writer is not None and self.settings.mode == "online" and self._sender_started:
+            wait_until_sent(self, writer)
+
+    def _last_words(self, writer: Writer, exit_code: int | None, given: Mapping[str, Any] | None) -> None:
+        for key in self.config.unread_overrides():
+            self.event("override_not_applied", {"key": key, "value": self.config._overrides[key]})
+        with contextlib.suppress(Exception):
+            _capture.complete(writer)
+        if self._stop_console is not None:
+            with contextlib.suppress(Exception):
+                self._stop_console()
+        if given is None:
+            code = exit_code or 0
+            given = {"state": "failed" if code else "finished", "exit_code": code, "signal": None, "error": None}
+        if given["error"] is not None:
+            error = given["error"]
+            self.event("exception", {"type": error["type"], "message": error["message"]})
+        writer.finish(given)
+        _exit.unmark_signals(writer.folder)
+
+    def leave_open(self) -> bool:
+        """At exit with a status only libc knows: the journal is ended by the sender. False if that cannot work here."""
+        writer = self.writer
+        if writer is None or self.finished or self._pid != os.getpid() or not _exit.leave_status(writer.folder):
+            return False
+        self.finished = True
+        with contextlib.suppress(Exception):
+            _capture.complete(writer)
+        if self._stop_console is not None:
+            with contextlib.suppress(Exception):
+                self._stop_console()
+        writer.drain()
+        if self._sender_started:
+            _sender.start(writer.folder.parent, self.settings)
+        return True
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self.finish(_outcome=_exit.outcome_of(error))
+
+    def __repr__(self) -> str:
+        return f"<Run {self.id} of {self.project}, rank {self.rank}>"
+
+    # Forks ----------------------------------------------------------------------------------------------------------------------
+
+    def forked(self) -> None:
+        """In a child of os.fork: nothing is opened before the child logs something."""
+        parent, self._stop_console = self.writer, None
+        if parent is None or self.finished:
+            return
+        opening = threading.Lock()
+        parent_id, root, last_step = parent.id, parent.folder.parent.parent, parent.last_step
+
+        def own() -> Writer | None:
+            with opening:
+                if self.writer is parent:
+                    try:
+                        self.writer = Writer(root, self.about, self.settings, self._writer_facts(parent_id))
+                        self.writer.last_step = last_step
+                        self.log = self.writer.log
+                        _rebind(self)
+                        _finalize_child(self)
+                        if self._sender_started:
+                            _sender.start(self.writer.folder.parent, self.settings)
+                    except (OSError, ValueError) as error:
+                        self.writer = None
+                        _settings_say(f"a forked child cannot write its journal: {error}")
+                return self.writer
+
+        def log(data: Mapping[str, Any], step: int | None = None) -> None:
+            writer = own()
+            if writer is not None:
+                writer.log(data, step)
+
+        def emit(doc: Mapping[str, Any], step: int | None = None) -> None:
+            writer = own()
+            if writer is not None:
+                writer.emit(doc, step)
+
+        parent.abandon(log, emit)
+        self.log = log
+        _rebind(self)
+
+    def _finish_child(self) -> None:
+        writer = self.writer
+        if writer is not None and writer.pid == os.getpid():
+            writer.finish({"state": "finished", "exit_code": None, "signal": None, "error": None})
+
+
+def _finalize_child(run: Run) -> None:
+    """multiprocessing ends its children by os._exit, after its own finalizers."""
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        util.Finalize(None, run._finish_child, exitpriority=-100)
+
+
+# The current run ----------------------------------------------------------------------------------------------------------------
+
+current: Run | None = None
+_rebind_face: Callable[[Run | None], None] = lambda run: None
+
+
+def _rebind(run: Run) -> None:
+    if current is run:
+        _rebind_face(run)
+
+
+def _forget(run: Run) -> None:
+    global current
+    if current is run:
+        current = None
+        _rebind_face(None)
+
+
+def on_change(rebind: Callable[[Run | None], None]) -> None:
+    global _rebind_face
+    _rebind_face = rebind
+
+
+def init(arguments: Mapping[str, Any], held: bool) -> Run:
+    """Opens a run and makes it the current one. `arguments`: those of sdk.init. held: the caller keeps the config object."""
+    global current, _turns
+    settings = _settings.read()
+    if arguments.get("mode") is not None:
+        if arguments["mode"] not in _settings.MODES:
+            raise UsageError(f"mode is one of {', '.join(_settings.MODES)}, not {arguments['mode']!r}")
+        import dataclasses
+
+        settings = dataclasses.replace(settings, mode=arguments["mode"])
+    for complaint in (*settings.complaints, *([settings.rerun_error] if settings.rerun_error else [])):
+        _settings_say(complaint)
+    if current is not None:
+        current.finish()
+    launch = _launch.detect()
+    run = Run(settings, launch, _about(arguments, settings, launch), arguments.get("config"), held)
+    _turns += 1
+    current = run
+    _rebind_face(run)
+    if settings.mode != "disabled":
+        _exit.install(_at_exit)
+        _greet(run)
+        run.open()
+        if launch.world_size == 1 and launch.kind == "python":
+            _launch.announce(run.id)
+    return run
+
+
+def _about(arguments: Mapping[str, Any], settings: _settings.Settings, launch: _launch.Launch) -> dict[str, Any]:
+    """The `run` object of writer.json."""
+    given = arguments.get("id") or settings.run_id
+    if given is not None:
+        run_id = str(given) if is_id(str(given)) else derived_id("named", given)
+    else:
+        run_id, certain = launch.run_id(_turns)
+        if not certain and launch.local_rank == 0:
+            _settings_say(
+                f"{launch.kind} on several nodes gave this launch no name of its own, so each node opens its own run;"
+                " set ENCORE_RUN_ID to one value on all nodes (or give torchrun an --rdzv-id)"
+            )
+    tags = arguments.get("tags")
+    tags = [tags] if isinstance(tags, str) else list(tags) if tags is not None else list(settings.tags)
+    words = {name: arguments.get(name) for name in ("job_type", "notes", "resume")}
+    project = str(arguments.get("project") or settings.project or _settings.default_project())
+    return {
+        "id": run_id,
+        "project": text(project),
+        "name": _text_or_none(arguments.get("name") or settings.name),
+        "group": _text_or_none(arguments.get("group") or settings.group),
+        **{name: _text_or_none(value) for name, value in words.items()},
+        "tags": [text(str(tag)) for tag in tags],
+        "fork_from": plain(arguments.get("fork_from")),
+        "rewind_to": plain(arguments.get("rewind_to")),
+        "created_us": time.time_ns() // 1000,
+    }
+
+
+def _text_or_none(value: Any) -> str | None:
+    return None if value is None else text(str(value))
+
+
+def _greet(run: Run) -> None:
+    if run.rank != 0 or run.writer is None:
+        return
+    if run.settings.mode == "offline":
+        _settings_say(f"run {run.id} is kept in {run.writer.folder.parent}; send it with: encore sync {run.writer.folder.parent}")
+    elif run.settings.sender == "external":
+        return
+    elif run.url is None:
+        _settings_say(f"no server is known (encore login, or ENCORE_URL); run {run.id} is kept, send it with: encore sync {run.writer.folder.parent}")
+    else:
+        _settings_say(f"run {run.url}")
+
+
+def lay_over(config: Any, overrides: Mapping[str, Any]) -> set[str]:
+    """In a rerun: put the overrides into the program's own config object (a dict or an argparse Namespace it goes on using). Returns those put."""
+    put: set[str] = set()
+    from ._config import _like
+
+    for key, value in overrides.items():
+        with contextlib.suppress(Exception):
+            if isinstance(config, dict) and key in config:
+                config[key] = _like(config[key], value)
+                put.add(key)
+            elif config is not None and not isinstance(config, Mapping) and hasattr(config, key):
+                setattr(config, key, _like(getattr(config, key), value))
+                put.add(key)
+    return put
+
+
+def _at_exit() -> None:
+    run = current
+    if run is None:
+        return
+    if run._pid != os.getpid():
+        return run._finish_child()
+    outcome = _exit.outcome()
+    if outcome is None:
+        if run.leave_open():
+            return
+        outcome = {"state": "finished", "exit_code": None, "signal": None, "error": None}
+    run.finish(_outcome=outcome)
+
+
+def _after_fork() -> None:
+    run = current
+    if run is not None:
+        _exit.after_fork()
+        run.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _nothing(data: Mapping[str, Any], step: int | None = None) -> None:
+    """log() of a run that keeps nothing."""
+
+
+def _spare_root() -> Path:
+    return Path(tempfile.gettempdir()) / f"encore-{os.getuid() if hasattr(os, 'getuid') else 'sdk'}" / "sdk"
+
+
+def _settings_say(sentence: str) -> None:
+    with contextlib.suppress(Exception):
+        print(f"encore: {sentence}", file=sys.stderr, flush=True)

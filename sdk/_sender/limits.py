@@ -1,0 +1,19 @@
+"""Every limit of the sender, with its reason."""
+
+BATCH_RECORD_BYTES = 3 << 20  # of records; columns are smaller than records, so a batch stays below the server's 4 MiB even uncompressed
+BATCH_BYTES = 4 << 20  # what the server takes
+TICK_SECONDS = 0.25  # a point is on its way within half a second
+HEARTBEAT_SECONDS = 10.0
+SAMPLE_SECONDS = 10.0
+FIRST_SAMPLE_SECONDS = 2.0  # so that a short run has a line too
+SYNC_SECONDS = 1.0  # power loss costs at most the last second
+LOOK_SECONDS = 1.0  # for processes that vanished
+FLUSH_SECONDS = 5.0  # fingerprints of data
+FIRST_WAIT_SECONDS = 0.5  # back-off, doubled with jitter …
+LONGEST_WAIT_SECONDS = 30.0  # … up to here
+CAPTURE_END_SECONDS = 120.0  # what capture may still take after the trainers have ended
+STOP_SECONDS = 10.0  # after a SIGTERM of our own
+PACK_BYTES = 256 << 10  # a blob up to this goes into a pack
+PACK_TOTAL_BYTES = 3 << 20
+ASK_AT_ONCE = 500  # digests in one question for missing blobs
+KEEP_SEALED_SECONDS = 24 * 3600.0  # a run's folder after the server sealed it

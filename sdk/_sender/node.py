@@ -1,0 +1,137 @@
+"""The node's own writer: what is captured beside training, system metrics, and word of processes that vanished."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from .. import _process
+from .._journal import Writer
+from .._reader import read_json
+from . import limits
+from .outbox import Outbox
+
+
+class Node:
+    """One per attempt of the run on this host. Capture runs in a thread, since it reads files and starts git."""
+
+    def __init__(self, trainer: Outbox, run_folder: Path, capture: bool, sample: bool) -> None:
+        about = trainer.about
+        told = ("rank", "local_rank", "world_size", "launch", "mode", "url", "sdk_version")
+        self.writer = Writer(
+            run_folder.parent,
+            about["run"],
+            SimpleNamespace(strict=False),
+            {
+                **{name: about[name] for name in told if name in about},
+                "kind": "node",
+                "of": trainer.id,
+                "host": _process.host(),
+                "boot": _process.boot_id(),
+                "pid_namespace": _process.pid_namespace(),
+                "pid": os.getpid(),
+                "pid_started": _process.started(os.getpid()),
+            },
+        )
+        self.trainer = trainer
+        self.stop = threading.Event()
+        self.closed = False
+        self._sampler: Any = None
+        self._next_sample = time.monotonic() + limits.FIRST_SAMPLE_SECONDS if sample else None
+        self._next_flush = time.monotonic() + limits.FLUSH_SECONDS
+        self._fingerprints: Any = None
+        self._threads: dict[str, threading.Thread] = {}
+        self._ending_since: float | None = None
+        self.capture = capture
+
+    def step(self, trainers: list[Outbox]) -> None:
+        """Starts capture for each rank whose capture.json is there; samples and flushes when due. Never raises."""
+        now = time.monotonic()
+        for box in trainers:
+            if not self.capture or box.child or box.id in self._threads or box.attempt != self.trainer.attempt or self._ending_since is not None:
+                continue
+            facts = read_json(box.folder / "capture.json")
+            if facts is not None:
+                thread = threading.Thread(target=self._capture, args=(box.folder, facts), name="encore-capture", daemon=True)
+                self._threads[box.id] = thread
+                thread.start()
+        if self._next_sample is not None and now >= self._next_sample and self._ending_since is None:
+            self._next_sample = now + limits.SAMPLE_SECONDS
+            self._sample()
+        if now >= self._next_flush:
+            self._next_flush = now + limits.FLUSH_SECONDS
+            self.flush()
+
+    def opened(self, doc: dict[str, Any]) -> None:
+        """The trainer opened a file for reading or writing."""
+        if not self.capture:
+            return
+        try:
+            if self._fingerprints is None:
+                from .._capture import data
+
+                facts = read_json(self.trainer.folder / "capture.json") or {}
+                key = str(facts.get("run") or self.trainer.folder)  # shared with node.run, so that no file is listed twice
+                self._fingerprints = data.for_run(key, lambda: data.Fingerprints(self.writer.emit, self.writer.put_blob, facts))
+            self._fingerprints.opened(doc.get("path"), doc.get("mode"), doc.get("by"))
+        except Exception as error:
+            self._failed("data", error)
+
+    def flush(self) -> None:
+        if self._fingerprints is not None:
+            try:
+                self._fingerprints.flush()
+            except Exception as error:
+                self._failed("data", error)
+
+    def gone(self, writer: Outbox) -> None:
+        self.writer.emit({"type": "event", "name": "gone", "data": {"writer": writer.id, "exit_code": None}})
+
+    def end(self) -> bool:
+        """Asks everything to come to its end; True when the writer has said its last word."""
+        if self.closed:
+            return True
+        if self._ending_since is None:
+            self._ending_since = time.monotonic()
+            self.stop.set()
+        overdue = time.monotonic() - self._ending_since > limits.CAPTURE_END_SECONDS
+        if any(thread.is_alive() for thread in self._threads.values()) and not overdue:
+            return False
+        self.flush()
+        if overdue:
+            self._failed("capture", TimeoutError(f"not done {limits.CAPTURE_END_SECONDS:.0f} s after training ended"))
+        self.writer.finish({"state": "finished", "exit_code": None, "signal": None, "error": None})
+        self.closed = True
+        return True
+
+    def _capture(self, folder: Path, facts: dict[str, Any]) -> None:
+        try:
+            from .._capture import node
+
+            node.run(folder, facts, self.writer.emit, self.writer.put_blob, self.stop)
+        except Exception as error:
+            self._failed("capture", error)
+
+    def _sample(self) -> None:
+        try:
+            if self._sampler is None:
+                from .._capture import system
+
+                self._sampler = system.Sampler()
+            self.writer.log(self._sampler.sample())
+        except Exception as error:
+            self._next_sample = None
+            self._failed("system metrics", error)
+
+    def _failed(self, what: str, error: BaseException) -> None:
+        with contextlib.suppress(Exception):
+            gap = {"what": what, "why": f"{type(error).__name__}: {error}", "mend": "see sender.log in the run's journal folder"}
+            self.writer.emit({"type": "recipe", "section": "sdk", "value": {"errors": [gap]}, "merge": True})
+        import traceback
+
+        traceback.print_exception(type(error), error, error.__traceback__)

@@ -1,0 +1,196 @@
+"""One writer's way to the server: what is read, sent, acknowledged, refused."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from .. import _liveness, _wire
+from .._journal import write_json
+from .._reader import Chunk, Reader, read_json
+from .._records import DOC, NO_STEP, RECORD, RECORD_BYTES, SEGMENT_HEADER, SEGMENT_MAGIC, padded, segment_name
+from .._ids import id_bytes
+from .._plain import dumps
+from .._transport import Answer, Transport, compress
+from . import limits
+
+
+class Outbox:
+    """Follows one writer folder. Two readers: `eyes` for what concerns this host (documents), and one for what the server lacks."""
+
+    def __init__(self, folder: Path, about: dict[str, Any], trust_acks: bool = True) -> None:
+        """trust_acks: believe ack.json; not when the folder may have been sent to another server."""
+        self.folder, self.about = folder, about
+        self.id, self.run, self.kind = str(about["writer"]), str(about["run"]["id"]), str(about.get("kind", "trainer"))
+        self.attempt = 1  # the k-th start of its rank on this host
+        self.child = bool(about.get("parent"))
+        ack = read_json(folder / "ack.json") or {}
+        self.next = int(ack.get("next") or 0) if trust_acks else 0
+        self.sealed, self.gone_told = bool(ack.get("sealed")) and trust_acks, bool(ack.get("gone"))
+        self.deleted: str | None = None
+        self.opened = False
+        self.finish: dict[str, Any] | None = None
+        self.finish_record: int | None = None
+        self.missing_since: float | None = None
+        self.dead = False
+        self.max_records = 1 << 40
+        self.reader = Reader(folder)
+        self.eyes = Reader(folder)
+
+    # Seeing ---------------------------------------------------------------------------------------------------------------------
+
+    def look(self) -> list[dict[str, Any]]:
+        """New documents of the journal, whether sent or not."""
+        docs = []
+        while self.eyes.waiting() or self.dead:
+            chunk = self.eyes.read(settled=self.dead, docs_only=True)
+            if chunk is None:
+                break
+            for number, _, _, doc in chunk.docs:
+                docs.append(doc)
+                if doc.get("type") == "event" and doc.get("name") == "finish":
+                    self.finish, self.finish_record = dict(doc.get("data") or {}), number
+        return docs
+
+    @property
+    def ended(self) -> bool:
+        """It will write no more: it said so, or its process is gone."""
+        return self.finish is not None or self.sealed or self.gone_told
+
+    @property
+    def delivered(self) -> bool:
+        """Everything of it that is known here has been acknowledged (or the server wants none of it)."""
+        return self.deleted is not None or (self.next >= self.eyes.next and not self.eyes.waiting())
+
+    @property
+    def unsent(self) -> int:
+        return 0 if self.deleted else max(0, self.eyes.next - self.next)
+
+    def check_alive(self, now: float) -> bool | None:
+        """False only when its process has been missing for two looks in a row."""
+        found = _liveness.alive(self.folder, self.about)
+        if found is not False:
+            self.missing_since = None
+            return found
+        if self.missing_since is None:
+            self.missing_since = now
+            return True
+        return False
+
+    # Sending --------------------------------------------------------------------------------------------------------------------
+
+    def open(self, transport: Transport) -> dict[str, Any]:
+        answer = transport.call("POST", "ingest/writers", self.about)
+        self.opened = True
+        self._go_to(int(answer.get("next") or 0))
+        return answer
+
+    def read(self) -> Chunk | None:
+        if not (self.reader.waiting() or self.dead or self.finish is not None):
+            return None
+        return self.reader.read(limits.BATCH_RECORD_BYTES, settled=self.dead or self.finish is not None, records=self.max_records)
+
+    def encode(self, chunk: Chunk, known: set[str]) -> tuple[bytes, str | None, list[str]]:
+        body, hashes = _wire.encode(self.run, self.id, chunk, known)
+        packed, encoding = compress(body)
+        return packed, encoding, hashes
+
+    def post(self, transport: Transport, body: bytes, encoding: str | None) -> Answer:
+        headers = {"Content-Type": "application/vnd.encore.batch"}
+        if encoding:
+            headers["Content-Encoding"] = encoding
+        return transport.send("POST", f"ingest/writers/{self.id}/batches", body, headers)
+
+    def acknowledged(self, next_record: int) -> None:
+        """The server has everything below: say so on disk, and let go of segments that are wholly delivered (but the last)."""
+        if next_record != self.reader.next:
+            self._go_to(next_record)
+        self.next = next_record
+        if self.max_records < 1 << 40:
+            self.max_records = min(1 << 40, self.max_records * 2)
+        if self.finish_record is not None and next_record > self.finish_record:
+            self.sealed = True
+        self._write_ack()
+        self._unlink()
+
+    def _go_to(self, record: int) -> None:
+        self.next = record
+        self.reader.seek(record)
+
+    def again_from(self, record: int) -> None:
+        self._go_to(record)
+
+    def refuse(self, transport: Transport, chunk: Chunk, answer: Answer) -> Answer | None:
+        """The server will never take this. Halve the range until the poison stands alone, then send a hole in its place."""
+        if chunk.last > chunk.first:
+            self.max_records = max(1, (chunk.last - chunk.first + 1) // 2)
+            self.reader.seek(chunk.first)
+            return None
+        error = answer.error()
+        line = {"first": chunk.first, "last": chunk.last, "status": answer.status, "code": error.code, "message": error.message}
+        with open(self.folder / "refused.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        return self.post(transport, _wire.encode_hole(self.run, self.id, chunk.first, chunk.last), None)
+
+    def told_gone(self) -> None:
+        self.gone_told = True
+        self._write_ack()
+
+    def _write_ack(self) -> None:
+        try:
+            write_json(self.folder / "ack.json", {"next": self.next, "sealed": self.sealed, **({"gone": True} if self.gone_told else {})})
+        except OSError:  # a full or read-only disk: the server knows what it has
+            pass
+
+    def _unlink(self) -> None:
+        upto = min(self.next, self.eyes.next)
+        paths = self.reader.segments()
+        firsts = []
+        for path in paths[1:]:
+            try:
+                with open(path, "rb") as file:
+                    firsts.append(SEGMENT_HEADER.unpack(file.read(SEGMENT_HEADER.size))[4])
+            except (OSError, ValueError, IndexError, Exception):
+                return
+        for path, following_first in zip(paths, firsts, strict=False):
+            if following_first > upto:
+                return
+            path.unlink(missing_ok=True)
+
+    # The last word of the dead --------------------------------------------------------------------------------------------------
+
+    def last_word(self) -> dict[str, Any] | None:
+        """How a process ended that could not say it itself: what its C-level marks in the folder tell. None: nobody knows."""
+        for path in self.folder.glob("signal-*"):
+            try:
+                if path.stat().st_size:
+                    return {"state": "killed", "exit_code": None, "signal": int(path.name.partition("-")[2]), "error": None, "dropped": {}}
+            except (OSError, ValueError):
+                continue
+        try:
+            status = (self.folder / "exit-status").read_bytes()[-4:]
+        except OSError:
+            return None
+        if len(status) != 4:
+            return None
+        code = int.from_bytes(status, "little", signed=True) & 0xFF
+        return {"state": "failed" if code else "finished", "exit_code": code, "signal": None, "error": None, "dropped": {}}
+
+    def complete(self, data: dict[str, Any]) -> None:
+        """Ends a dead writer's journal with its finish event, in a segment of its own. OSError if the folder cannot be written."""
+        self.dead = True
+        self.look()
+        record = self.eyes.next
+        payload = padded(dumps({"type": "event", "name": "finish", "data": data}))
+        number = max([int(path.stem) for path in self.reader.segments()], default=-1) + 1
+        time_ns = (time.time_ns() // 1000 - self.about["anchor_wall_us"]) * 1000
+        body = RECORD.pack(0, 0x4E45, DOC, 0, RECORD_BYTES + len(payload), 0, record, NO_STEP, time_ns)[4:] + payload
+        head = SEGMENT_HEADER.pack(SEGMENT_MAGIC, SEGMENT_HEADER.size, 0, number, record, id_bytes(self.id), self.about["anchor_wall_us"], 0)
+        from zlib import crc32
+
+        aside = self.folder / f".{segment_name(number)}"
+        aside.write_bytes(head + crc32(body).to_bytes(4, "little") + body)
+        aside.replace(self.folder / segment_name(number))
+        self.look()

@@ -1,0 +1,415 @@
+"""Delivers one run from this host: every writer's records, blobs, heartbeats, and the word about those that vanished."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from .. import _process
+from .._journal import write_json
+from .._reader import read_json
+from .._transport import Answer, Transport
+from ..errors import EncoreError, ServerRefused, ServerUnreachable
+from . import LOCK, STATUS, limits
+from .blobs import Blobs
+from .node import Node
+from .outbox import Outbox
+
+
+class RunSender:
+    """Call `step` until `done`. Elected by the run's lock where it can be had; without it (a sync beside a live sender) it only sends."""
+
+    def __init__(
+        self,
+        folder: Path,
+        url: str | None,
+        token: str | None,
+        *,
+        capture: bool = False,
+        sample: bool = False,
+        liveness: bool = True,
+        may_stop: bool = False,
+        trust_acks: bool = True,
+    ) -> None:
+        self.folder, self.run = folder, folder.name
+        self.transport = Transport(url, token) if url else None
+        self.trust_acks = trust_acks
+        self.blobs = Blobs(self.run, Transport(url, token), folder / "blobs.sent" if trust_acks else None) if url else None
+        self.capture, self.sample, self.liveness, self.may_stop = capture, sample, liveness, may_stop
+        self.outboxes: dict[str, Outbox] = {}
+        self.node: Node | None = None
+        self.known: set[str] = set()
+        self.error: str | None = None
+        self.fatal: str | None = None  # the server will have nothing of this run
+        self.run_url: str | None = None
+        self.stop_told = False
+        self.only: str | None = None  # of one writer alone
+        self._generation = 0
+        self._wait_until = 0.0
+        self._wait_seconds = 0.0
+        self._next_heartbeat = time.monotonic() + 1.0
+        self._next_look = 0.0
+        self._next_status = 0.0
+        self._told: dict[str, Any] = {}
+        self._lock: Any = None
+        self._uploads: threading.Thread | None = None
+        self._uploads_error: str | None = None
+        self._uploads_after = 0.0
+        self._uploads_wait = 0.0
+
+    # Election -------------------------------------------------------------------------------------------------------------------
+
+    def elect(self) -> bool:
+        """True if this process is now the run's one sender on this host."""
+        try:
+            import fcntl
+
+            file = open(self.folder / LOCK, "ab")  # noqa: SIM115 - held as long as the sender lives
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.close()
+                return False
+            self._lock = file
+            return True
+        except ImportError:
+            return True
+        except OSError:  # a read-only folder: nobody else can hold it either
+            return True
+
+    def resign(self) -> None:
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.close()
+
+    # One round ------------------------------------------------------------------------------------------------------------------
+
+    def step(self) -> bool:
+        """One round; True if there is more to do right now."""
+        self.rescan()
+        self._look()
+        if self.node is not None:
+            self.node.step(self.trainers)
+        busy = self._deliver()
+        self._upload()
+        self._heartbeat()
+        if self.ending and self.node is not None and not self.node.closed and self.node.end():
+            busy = True
+        self._tell()
+        return busy
+
+    def rescan(self) -> None:
+        try:
+            names = sorted(entry.name for entry in os.scandir(self.folder) if entry.is_dir())
+        except OSError:
+            return
+        for name in names:
+            if name not in self.outboxes and self.only in (None, name):
+                about = read_json(self.folder / name / "writer.json")
+                if about is not None and about.get("writer") and isinstance(about.get("run"), dict):
+                    self.outboxes[name] = Outbox(self.folder / name, about, self.trust_acks)
+                    self._new_attempt()
+
+    @property
+    def trainers(self) -> list[Outbox]:
+        """Processes of the program: ranks, and children that a rank forked."""
+        return [box for box in self.outboxes.values() if box.kind != "node" or box.child]
+
+    def _new_attempt(self) -> None:
+        """A recipe belongs to an attempt: the k-th start of a rank opens the k-th node writer."""
+        if not (self.capture or self.sample):
+            return
+        starts: dict[int, int] = {}
+        for box in sorted(self.trainers, key=lambda box: box.about.get("started_us") or 0):
+            if not box.child:
+                rank = int(box.about.get("rank") or 0)
+                box.attempt = starts[rank] = starts.get(rank, 0) + 1
+        newest = max(starts.values(), default=0)
+        current = [box for box in self.trainers if not box.child and box.attempt == newest and not box.sealed and not box.gone_told]
+        if newest > self._generation and current:
+            self._generation = newest
+            self._open_node(min(current, key=lambda box: int(box.about.get("rank") or 0)))
+
+    def _open_node(self, trainer: Outbox) -> Node | None:
+        old = self.node
+        try:
+            self.node = Node(trainer, self.folder, self.capture, self.sample)
+        except OSError as error:
+            self.error = f"the node's own journal cannot be written: {error}"
+            return None
+        if old is not None:
+            old.capture = False
+            threading.Thread(target=_end_slowly, args=(old,), daemon=True).start()
+        return self.node
+
+    def _look(self) -> None:
+        """Documents that concern this host, and processes that are gone."""
+        now = time.monotonic()
+        for box in self.outboxes.values():
+            if box.sealed and box.eyes.next >= box.next > 0:
+                continue
+            for doc in box.look():
+                if doc.get("type") == "opened" and self.node is not None:
+                    self.node.opened(doc)
+        if not self.liveness or now < self._next_look:
+            return
+        self._next_look = now + limits.LOOK_SECONDS
+        for box in self.trainers:
+            if box.ended or box.check_alive(now) is not False:
+                continue
+            box.dead = True
+            box.look()  # it may have finished between our last look and its end
+            if box.finish is not None:
+                continue
+            word = box.last_word()
+            if box.child:  # children end by os._exit and by their parent's SIGTERM: that is how they end, not a crash
+                word = {"state": "finished", "exit_code": None, "signal": None, "error": None, "dropped": {}}
+            try:
+                if word is not None:
+                    box.complete(word)
+                    continue
+            except OSError as error:
+                self.error = f"{box.folder}: {error}"
+            node = self.node or self._open_node(box)
+            if node is not None and not node.closed:
+                node.gone(box)
+                box.told_gone()
+
+    # Sending --------------------------------------------------------------------------------------------------------------------
+
+    def _deliver(self) -> bool:
+        if self.transport is None or self.fatal or time.monotonic() < self._wait_until:
+            return False
+        busy = False
+        boxes = sorted(self.outboxes.values(), key=lambda box: (box.kind == "node", box.about.get("started_us") or 0))
+        trainers_open = [box for box in boxes if box.kind != "node" and box.opened]
+        for box in boxes:
+            if box.deleted or (box.sealed and box.delivered):
+                continue
+            if box.kind == "node" and not trainers_open and any(other.kind != "node" for other in boxes):
+                continue  # its attempt is made by a trainer's writer
+            try:
+                busy |= self._send_some(box)
+                if box.opened and box.kind != "node":
+                    trainers_open.append(box)
+                self._worked()
+            except ServerUnreachable as error:
+                self._back_off(str(error))
+                break
+            except ServerRefused as error:
+                if error.status == 410 or error.code in ("run_deleted", "run_id_taken"):
+                    box.deleted = error.code
+                    self.error = error.message
+                    self._write_refusal(box, error)
+                    continue
+                self._back_off(str(error), error.fields.get("retry_after"))
+                break
+        return busy
+
+    def _send_some(self, box: Outbox) -> bool:
+        """One batch of one writer at most."""
+        assert self.transport is not None
+        if not box.opened:
+            answer = box.open(self.transport)
+            self.run_url = (answer.get("run") or {}).get("url") or self.run_url
+            self._heed(answer)
+        chunk = box.read()
+        if chunk is None:
+            if not (self.folder / box.id / "ack.json").exists():
+                box.acknowledged(box.next)
+            return False
+        body, encoding, hashes = box.encode(chunk, self.known)
+        if len(body) > limits.BATCH_BYTES and chunk.last > chunk.first:
+            box.max_records = max(1, (chunk.last - chunk.first + 1) // 2)
+            box.again_from(chunk.first)
+            return True
+        answer = box.post(self.transport, body, encoding)
+        if answer.status in (413, 422):
+            holed = box.refuse(self.transport, chunk, answer)
+            if holed is None:
+                return True
+            answer = holed
+        return self._settle(box, answer, hashes)
+
+    def _settle(self, box: Outbox, answer: Answer, hashes: list[str]) -> bool:
+        if answer.ok:
+            said = answer.json()
+            self.known.update(hashes)
+            box.acknowledged(int(said.get("next", box.reader.next)))
+            self._heed(said)
+            return True
+        error = answer.error()
+        if answer.status == 409 and error.code == "range":
+            box.again_from(int(error.fields["next"]))
+            return True
+        if answer.status == 409 and error.code == "keylist_unknown":
+            self.known.clear()
+            box.again_from(box.next)
+            return True
+        if answer.status == 404 and error.code == "writer_unknown":
+            box.opened = False
+            self.known.clear()
+            return True
+        box.again_from(box.next)  # what was read goes again later
+        if answer.retry_after is not None:
+            error.fields["retry_after"] = answer.retry_after
+        raise error
+
+    def _worked(self) -> None:
+        self._wait_seconds, self.error = 0.0, None
+
+    def _back_off(self, why: str, seconds: Any = None) -> None:
+        """Doubling, with jitter, so that a thousand senders do not come back in the same instant."""
+        self.error = why
+        self._wait_seconds = min(limits.LONGEST_WAIT_SECONDS, max(limits.FIRST_WAIT_SECONDS, self._wait_seconds * 2))
+        wait = float(seconds) if isinstance(seconds, (int, float)) else self._wait_seconds
+        self._wait_until = time.monotonic() + wait * random.uniform(0.7, 1.3)  # noqa: S311 - jitter
+
+    def _write_refusal(self, box: Outbox, error: ServerRefused) -> None:
+        import json
+
+        line = {"first": box.next, "last": None, "status": error.status, "code": error.code, "message": error.message}
+        with contextlib.suppress(OSError), open(box.folder / "refused.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    # Heartbeats and stop --------------------------------------------------------------------------------------------------------
+
+    def _heartbeat(self) -> None:
+        now = time.monotonic()
+        if self.transport is None or now < self._next_heartbeat or now < self._wait_until or self.fatal:
+            return
+        self._next_heartbeat = now + limits.HEARTBEAT_SECONDS
+        boxes = [box for box in self.outboxes.values() if box.opened and not box.deleted and not (box.ended and box.delivered)]
+        if not boxes or not self.liveness:
+            return
+        writers = [{"id": box.id, "alive": not box.dead, "unsent": box.unsent} for box in boxes]
+        try:
+            self._heed(self.transport.call("POST", "ingest/heartbeats", {"run": self.run, "host": _process.host(), "writers": writers}))
+        except ServerUnreachable as error:
+            self._back_off(str(error))
+        except ServerRefused as error:
+            self.error = str(error)
+
+    def _heed(self, answer: dict[str, Any]) -> None:
+        if not answer.get("stop") or self.stop_told or not self.may_stop:
+            return
+        self.stop_told = True
+        for box in self.trainers:
+            about = box.about
+            here = about.get("pid_namespace", _process.pid_namespace()) == _process.pid_namespace() and about.get("host") == _process.host()
+            pid = int(about.get("pid") or 0)
+            if box.ended or not here or pid <= 1 or box.check_alive(time.monotonic()) is not True:
+                continue
+            start = _process.started(pid)
+            if start is None or abs(start - float(about.get("pid_started") or -1)) > 0.02:
+                continue
+            if self.node is not None:
+                self.node.writer.emit({"type": "event", "name": "signal", "data": {"writer": box.id, "signal": int(signal.SIGTERM), "why": "stop was asked for"}})
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGTERM)
+
+    # Blobs ----------------------------------------------------------------------------------------------------------------------
+
+    def _blob_folders(self) -> list[Path]:
+        return [box.folder / "blobs" for box in self.outboxes.values() if box.deleted is None]
+
+    def blobs_waiting(self) -> int:
+        return len(self.blobs.waiting(self._blob_folders())) if self.blobs is not None and not self.fatal else 0
+
+    def _upload(self) -> None:
+        """In a thread: a gigabyte on its way must not hold back the points."""
+        now = time.monotonic()
+        if self.blobs is None or self.fatal or now < self._uploads_after or not any(box.opened for box in self.outboxes.values()):
+            return
+        if self._uploads is not None:
+            if self._uploads.is_alive():
+                return
+            self._uploads = None
+            if self._uploads_error is not None:
+                self._uploads_wait = min(limits.LONGEST_WAIT_SECONDS, max(limits.FIRST_WAIT_SECONDS, self._uploads_wait * 2))
+                self._uploads_after = now + self._uploads_wait * random.uniform(0.7, 1.3)  # noqa: S311 - jitter
+                self._uploads_error = None
+                return
+            self._uploads_wait = 0.0
+        waiting = self.blobs.waiting(self._blob_folders())
+        if waiting:
+            self._uploads = threading.Thread(target=self._send_blobs, args=(waiting,), name="encore-blobs", daemon=True)
+            self._uploads.start()
+
+    def _send_blobs(self, waiting: dict[str, Path]) -> None:
+        assert self.blobs is not None
+        try:
+            self.blobs.send(waiting)
+        except (EncoreError, OSError) as error:
+            self._uploads_error = f"blobs: {error}"
+
+    # How far --------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def ending(self) -> bool:
+        """Every trainer of this host has ended."""
+        trainers = self.trainers
+        return bool(trainers) and all(box.ended or box.deleted for box in trainers)
+
+    @property
+    def delivered(self) -> bool:
+        """All that is here is with the server."""
+        if self.transport is None:
+            return False
+        return all(box.delivered for box in self.outboxes.values()) and not self.blobs_waiting()
+
+    @property
+    def done(self) -> bool:
+        if not self.ending or (self.node is not None and not self.node.closed):
+            return False
+        if self.transport is None or self.fatal:
+            return all(not box.eyes.waiting() for box in self.outboxes.values())
+        return self.delivered
+
+    @property
+    def unsent(self) -> int:
+        return sum(box.unsent for box in self.outboxes.values())
+
+    def _tell(self) -> None:
+        """sender.json, for the trainer's finish() and `encore status`."""
+        now = time.monotonic()
+        status = {
+            "pid": os.getpid(),
+            "unsent": self.unsent,
+            "blobs": self.blobs_waiting() if now >= self._next_status else self._told.get("blobs", 0),
+            "error": self.error or self._uploads_error,
+            "url": self.run_url,
+            "done": self.done,
+            "alive": [box.id for box in self.trainers if not box.ended],
+        }
+        if status == self._told or (now < self._next_status and not status["done"]):
+            return
+        self._next_status = now + 0.2
+        self._told = status
+        if self._lock is not None:
+            with contextlib.suppress(OSError):
+                write_json(self.folder / STATUS, status)
+
+    def sync(self) -> None:
+        """What the journals hold goes to the disk, so that a power loss costs a second at most."""
+        for box in list(self.outboxes.values()):
+            paths = box.reader.segments()
+            if box.sealed or not paths:
+                continue
+            with contextlib.suppress(OSError):
+                fd = os.open(paths[-1], os.O_RDONLY)
+                try:
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+
+
+def _end_slowly(node: Node) -> None:
+    while not node.end():
+        time.sleep(0.2)

@@ -1,0 +1,90 @@
+"""What a run's metric keys amount to, and their points, for people and programs that want plain JSON."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tracker.domain import keys as meanings
+from tracker.domain import storable
+from tracker.models import MetricSummary, Run
+
+MOST_KEYS = 20_000
+
+
+def _last(row: MetricSummary) -> Any:
+    """The exact last value: a number, or NaN and the infinities as text."""
+    if row.last_text:
+        text = row.last_text
+        return int(text) if text.lstrip("-").isdigit() else text
+    return storable.value(row.last)
+
+
+def of_run(run: Run) -> dict[str, dict]:
+    """Per key: ``ranks``, ``count``, ``last`` (of the lowest rank), ``min``, ``max``, ``mean`` over all ranks."""
+    found: dict[str, list[MetricSummary]] = {}
+    for row in MetricSummary.objects.filter(run=run).order_by("key", "rank")[:MOST_KEYS]:
+        found.setdefault(row.key, []).append(row)
+    return {key: _together(rows) for key, rows in found.items()}
+
+
+def _together(rows: list[MetricSummary]) -> dict:
+    count = sum(row.count for row in rows)
+    numbers = count - sum(row.nan_count for row in rows)
+    lows = [row.min for row in rows if row.min is not None]
+    highs = [row.max for row in rows if row.max is not None]
+    total = math.fsum(row.sum for row in rows if row.sum is not None and math.isfinite(row.sum))
+    endless = any(row.sum is not None and not math.isfinite(row.sum) for row in rows)
+    return {
+        "ranks": [row.rank for row in rows],
+        "count": count,
+        "nan_count": count - numbers,
+        "last": _last(rows[0]),
+        "last_step": rows[0].last_step,
+        "min": storable.value(min(lows)) if lows else None,
+        "max": storable.value(max(highs)) if highs else None,
+        "mean": None if endless or not numbers else storable.value(total / numbers),
+    }
+
+
+def last_of_runs(run_ids: list[str], keys: list[str]) -> dict[str, dict]:
+    """``{run: {key: last value of its lowest rank}}``, in one query."""
+    if not run_ids or not keys:
+        return {}
+    found: dict[str, dict] = {}
+    for row in MetricSummary.objects.filter(run__in=run_ids, key__in=[key.replace("\x00", "") for key in keys]).order_by("rank"):
+        found.setdefault(row.run_id, {}).setdefault(row.key, _last(row))
+    return found
+
+
+def keys(run: Run) -> list[dict]:
+    """Each metric key with its numbers and what it means."""
+    definitions = list(run.key_definitions.order_by("id").values_list("pattern", "fields"))
+    return [{"key": key, **row, "definition": definition(key, definitions)} for key, row in of_run(run).items()]
+
+
+def definition(key: str, definitions: list) -> dict:
+    meaning = meanings.meaning(key, definitions)
+    return {name: getattr(meaning, name, None) for name in ("goal", "kind", "reduce", "x", "evidence")}
+
+
+def history(run: Run, key: str, rank: int | None = None) -> dict:
+    """Every winning point of a key, of the lowest rank that logged it unless ``rank`` says another."""
+    from tracker.store import reading
+
+    ranks = (
+        [rank]
+        if rank is not None
+        else list(MetricSummary.objects.filter(run=run, key=key).order_by("rank").values_list("rank", flat=True))[:1]
+    )
+    columns = reading.history([run.id], [key], ranks or None)
+    points: list[list] = []
+    for found in _series(columns):
+        for step, time, value, winner in zip(
+            found.steps.tolist(), found.times.tolist(), found.values.tolist(), found.winner.tolist(), strict=True
+        ):
+            if winner:
+                points.append([step, time, storable.value(value)])
+        break
+    points.sort(key=lambda point: point[0])
+    return {"run": run.id, "key": key, "rank": ranks[0] if ranks else None, "points": points}

@@ -1,0 +1,224 @@
+"""Runs: found, changed, stopped, deleted."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from django.conf import settings
+from django.core.exceptions import ValidationError
+from django.db import transaction
+from django.db.models import F, FilteredRelation, Q
+from django.utils import timezone
+from django.utils.dateparse import parse_datetime
+
+from tracker.domain import ids, storable
+from tracker.domain.errors import Forbidden, Invalid, NotFound
+from tracker.domain.lifecycle import JobState, RunState
+from tracker.models import Attempt, Job, MetricBlock, MetricSegment, MetricTrash, Project, Run, User
+from tracker.services import documents, filters, paging, projects, values
+from tracker.services.paging import Key, Page
+
+COLUMNS = {
+    "created": "created_at",
+    "started": "started_at",
+    "finished": "finished_at",
+    "heartbeat": "heartbeat_at",
+    "name": "name",
+    "state": "state",
+    "group": "group",
+    "job_type": "job_type",
+    "host": "host",
+    "id": "id",
+    "user": "user__username",
+    "project": "project__slug",
+    "exit_code": "exit_code",
+}
+_NULLABLE = {"started_at", "finished_at", "heartbeat_at", "user__username", "exit_code"}
+_TIMES = {"created_at", "started_at", "finished_at", "heartbeat_at"}
+
+
+def find(
+    *,
+    user: User,
+    project: Project | str | None = None,
+    filter: str = "",
+    sort: str = "",
+    state: str = "",
+    limit: int | str | None = None,
+    cursor: str | None = None,
+    archived: bool | None = None,
+) -> Page:
+    """A page of the runs ``user`` may see (``.results``, ``.next``), newest first unless ``sort`` says otherwise.
+
+    ``sort``: a column or a value's name (``config.lr``, ``summary.val/loss``), with ``-`` in front for descending; runs without the
+    value stand last. ``state``: comma-separated. ``archived``: None for both. Raises FilterMistake, Invalid, NotFound (project).
+    """
+    rows = Run.objects.visible_to(user)
+    within = Project.objects.visible_to(user).order_by().values("id")
+    if project is not None:
+        project = projects.get(user=user, slug=project) if isinstance(project, str) else project
+        rows = rows.filter(project=project)
+        within = [project.id]
+    if states := [word.strip() for word in state.split(",") if word.strip()]:
+        if unknown := set(states) - {known.value for known in RunState}:
+            raise Invalid(f"There is no state {sorted(unknown)[0]}.", state="unknown")
+        rows = rows.filter(state__in=states)
+    if archived is not None:
+        rows = rows.filter(archived_at__isnull=not archived)
+    rows = rows.filter(filters.bound(filter, projects=within))
+    rows, keys = _ordered(rows, sort)
+    rows = rows.select_related("project", "user")
+    try:
+        return paging.page(rows, keys=keys, limit=paging.limit_of(limit), cursor=_revived(cursor, keys), read=_read)
+    except (ValidationError, TypeError, ValueError):
+        raise Invalid("This cursor was not made for this sort: start again without it.", cursor="malformed") from None
+
+
+def _ordered(rows, sort: str):
+    descending, name = sort.startswith("-"), sort.lstrip("-+")
+    if not name:
+        # The order of the index, so that the first page reads only its own rows.
+        return rows, [Key("created_at", descending=True), Key("id")]
+    if name in COLUMNS:
+        column = COLUMNS[name]
+        keys = [Key(column, descending, column in _NULLABLE)]
+        return rows, keys if column == "id" else [*keys, Key("id")]
+    kind, path = filters.value_name(name.replace("\x00", ""))
+    if not 0 < len(path) <= values.LONGEST:
+        raise Invalid("sort names a column, config.… or summary.…", sort="malformed")
+    rows = rows.annotate(
+        sorted_by=FilteredRelation("values", condition=Q(values__kind=kind, values__path=path)),
+        sort_number=F("sorted_by__number"),
+        sort_text=F("sorted_by__text"),
+    )
+    return rows, [Key("sort_number", descending, True), Key("sort_text", descending, True), Key("id")]
+
+
+def _read(run: Run, column: str):
+    found = run
+    for part in column.split("__"):
+        found = getattr(found, part) if found is not None else None
+    return found.isoformat() if column in _TIMES and found is not None else found
+
+
+def _revived(cursor: str | None, keys: list[Key]) -> str | None:
+    """The cursor, once its times are known to be times: the database would answer a malformed one with an error of its own."""
+    if cursor:
+        for key, value in zip(keys, paging.decode(cursor, len(keys)), strict=True):
+            if key.column in _TIMES and value is not None and parse_datetime(str(value)) is None:
+                raise ValueError
+            if key.column == "sort_number" and isinstance(value, str):
+                raise ValueError
+    return cursor
+
+
+def get(*, user: User, run_id: str) -> Run:
+    """Raises Invalid for what is no id, NotFound for what is unknown or hidden."""
+    if not ids.is_id(run_id):
+        raise Invalid("This is no id: 26 characters of a-z and 2-7.", id="malformed")
+    run = Run.objects.visible_to(user).select_related("project", "user").filter(id=run_id).first()
+    if run is None:
+        raise NotFound("There is no such run, or you may not see it.")
+    return run
+
+
+def require_editor(*, user: User, run: Run) -> None:
+    if not Run.objects.editable_by(user).filter(id=run.id).exists():
+        raise Forbidden(f"This needs the editor's role in project {run.project.slug}.")
+
+
+def update(
+    *,
+    user: User,
+    run: Run,
+    name: str | None = None,
+    tags: list[str] | None = None,
+    notes: str | None = None,
+    group: str | None = None,
+    archived: bool | None = None,
+) -> Run:
+    """Change what people say about a run; what it did never changes. None leaves a field as it is."""
+    require_editor(user=user, run=run)
+    with transaction.atomic():
+        run = Run.objects.select_for_update(of=("self",)).select_related("project", "user").get(pk=run.pk)
+        if name is not None:
+            if not name.strip():
+                raise Invalid("A run's name is not empty.", name="empty")
+            run.name = storable.text(name.strip(), 250)
+        if notes is not None:
+            run.notes = storable.text(notes)
+        if group is not None:
+            run.group = storable.text(group, 250)
+        if archived is not None:
+            run.archived_at = (run.archived_at or timezone.now()) if archived else None
+        if tags is not None:
+            run.tags = documents.clean_tags(tags)
+            values.tags_changed(run)
+        run.save(update_fields=["name", "notes", "group", "archived_at", "tags"])
+    return run
+
+
+def request_stop(*, user: User, run: Run) -> Run:
+    """Ask the sender to stop the trainer. Harmless for a run that is over, and twice."""
+    require_editor(user=user, run=run)
+    if not RunState(run.state).is_terminal and run.stop_requested_at is None:
+        Run.objects.filter(pk=run.pk, stop_requested_at=None).update(stop_requested_at=timezone.now())
+        run.refresh_from_db(fields=["stop_requested_at"])
+    return run
+
+
+def delete(*, user: User, run: Run) -> None:
+    """To the trash: out of every list at once, gone for good after ENCORE_TRASH_DAYS. Late batches are told 410."""
+    require_editor(user=user, run=run)
+    now = timezone.now()
+    Run.objects.filter(pk=run.pk, deleted_at=None).update(deleted_at=now)
+    # A job that still plays it again or writes it has nothing left to do.
+    over = Q(reproduction__rerun_id=run.pk) | Q(reproduction__original_id=run.pk)
+    open_jobs = Job.objects.filter(over, state__in=[JobState.QUEUED.value, JobState.RUNNING.value], cancel_requested_at=None)
+    Job.objects.filter(id__in=list(open_jobs.values_list("id", flat=True))).update(cancel_requested_at=now)
+
+
+def purge_trash() -> int:
+    """Runs whose time in the trash is over lose everything but their id, which stays as a tombstone. Returns how many."""
+    limit = timezone.now() - timedelta(days=settings.ENCORE_TRASH_DAYS)
+    purged = 0
+    for run in Run.objects.filter(deleted_at__lt=limit, purged_at=None).only("id")[:100]:
+        purged += _purge(run.id)
+    return purged
+
+
+def _purge(run_id: str) -> int:
+    with transaction.atomic():
+        run = Run.objects.select_for_update().filter(id=run_id, purged_at=None).first()
+        if run is None:
+            return 0
+        # The store's own trash removes the objects, after its delay: a reader may be in the middle of one.
+        keys = MetricBlock.objects.filter(run=run).values_list("object_key", flat=True)
+        soon = timezone.now() + timedelta(minutes=15)
+        MetricTrash.objects.bulk_create([MetricTrash(object_key=key, delete_after=soon) for key in keys], ignore_conflicts=True)
+        MetricSegment.objects.filter(run_id=run.id).delete()
+        run.metrickeyset_set.all().delete()
+        MetricBlock.objects.filter(run=run).delete()
+        run.metric_summaries.all().delete()
+        run.values.all().delete()
+        run.key_definitions.all().delete()
+        run.logchunk_set.all().delete()
+        run.events.all().delete()
+        run.media.all().delete()
+        run.writers.all().delete()
+        run.attempts.all().delete()
+        run.config, run.summary, run.error, run.tags, run.notes, run.name = {}, {}, None, [], "", ""
+        run.purged_at = timezone.now()
+        run.save()
+    return 1
+
+
+def recipe_of(run: Run, attempt: int | None = None) -> tuple[Attempt | None, dict]:
+    """The recipe of attempt ``attempt``, else of the latest that has one. ``(None, {})`` when nothing was captured."""
+    attempts = list(run.attempts.order_by("-number"))
+    if attempt is not None:
+        attempts = [found for found in attempts if found.number == attempt]
+        if not attempts:
+            raise NotFound(f"This run has no attempt {attempt}.")
+    chosen = next((found for found in attempts if found.recipe.get("command")), attempts[0] if attempts else None)
+    return chosen, (chosen.recipe if chosen else {})

@@ -1,0 +1,293 @@
+"""Writers: opening one makes its run and attempt, and decides who may write."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from django.db import IntegrityError, transaction
+from django.db.models import F
+from django.utils import timezone
+
+from tracker.domain import ids, storable
+from tracker.domain.errors import Conflict, Forbidden, Invalid, NotFound, RunDeleted, RunIdTaken, WriterUnknown
+from tracker.domain.lifecycle import RunState
+from tracker.models import Attempt, Reproduction, Run, Token, User, Writer
+from tracker.models.project import Role
+from tracker.services import documents, liveness, projects, values
+
+KINDS = set(Writer.Kind.values)
+
+
+@dataclass
+class Opened:
+    run: Run
+    writer: Writer
+    stop: bool
+
+
+def open_writer(*, user: User, token: Token | None, doc: dict) -> Opened:
+    """Open the writer that ``doc`` (writer.json) describes, with its run, project and attempt. Idempotent.
+
+    Raises Invalid, RunIdTaken, ProjectTaken, RunDeleted, Forbidden (a job's key on any run but its own).
+    """
+    told = _told(doc)
+    with transaction.atomic():
+        run = _run_for(user=user, token=token, told=told)
+        run = Run.objects.select_for_update().get(pk=run.pk)
+        if run.deleted_at is not None:
+            raise RunDeleted
+        writer = Writer.objects.filter(id=told["writer"]).first()
+        if writer is not None and writer.run_id != run.id:
+            raise Conflict("This writer id is open in another run.", code="writer_taken")
+        if writer is None:
+            writer = _new_writer(run, told)
+    return Opened(run=run, writer=writer, stop=stops(run))
+
+
+def stops(run: Run) -> bool:
+    """Whether the trainer is asked to stop."""
+    return run.stop_requested_at is not None and not RunState(run.state).is_terminal
+
+
+def _told(doc) -> dict:
+    """What writer.json says, checked. Raises Invalid with the field; a newer format is refused by name."""
+    if not isinstance(doc, dict) or not isinstance(doc.get("run"), dict):
+        raise Invalid("writer.json is an object with 'run'.", run="missing")
+    if doc.get("format", 1) != 1:
+        raise Invalid(f"writer.json has format {doc.get('format')!r}; this server reads 1. Update the server.", format="newer")
+    run = doc["run"]
+    for name, found in (("writer", doc.get("writer")), ("run.id", run.get("id"))):
+        if not isinstance(found, str) or not ids.is_id(found):
+            raise Invalid(f"{name} is no id: 26 characters of a-z and 2-7.", **{name: "malformed"})
+    if not isinstance(run.get("project"), str) or not run["project"].strip():
+        raise Invalid("run.project is missing: pass project=… to init, or set ENCORE_PROJECT.", **{"run.project": "missing"})
+    kind = doc.get("kind", "trainer")
+    if kind not in KINDS:
+        raise Invalid(f"kind is one of {', '.join(sorted(KINDS))}.", kind="unknown")
+    numbers = {name: doc.get(name, default) for name, default in (("rank", 0), ("local_rank", 0), ("world_size", 1))}
+    now_us = int(timezone.now().timestamp() * 1e6)
+    numbers["started_us"] = doc.get("started_us", now_us)
+    numbers["anchor_wall_us"] = doc.get("anchor_wall_us", numbers["started_us"])
+    for name, found in numbers.items():
+        most = 2**63 if name.endswith("_us") else 2**31
+        if not isinstance(found, int) or isinstance(found, bool) or not -most <= found < most:
+            raise Invalid(f"{name} is no integer of its range.", **{name: "malformed"})
+    pid = doc.get("pid")
+    launch = doc.get("launch") if isinstance(doc.get("launch"), dict) else {}
+    return {
+        "writer": doc["writer"],
+        "run": run,
+        "kind": kind,
+        **numbers,
+        "host": storable.text(doc.get("host") or "", 250),
+        "pid": pid if isinstance(pid, int) and 0 <= pid < 2**63 else None,
+        "launch": storable.value(launch),
+        "info": storable.value(doc),
+    }
+
+
+def _run_for(*, user: User, token: Token | None, told: dict) -> Run:
+    said = told["run"]
+    run = Run.objects.filter(id=said["id"]).select_related("project").first()
+    if run is not None:
+        require_write(user=user, token=token, run=run, otherwise=RunIdTaken)
+        return run
+    if token is not None and token.job_id is not None:
+        raise RunIdTaken("A job's key writes into the job's own new run and no other.")
+    project = projects.for_writing(user=user, name=said["project"])
+    created = liveness.moment(said.get("created_us")) if isinstance(said.get("created_us"), int) else None
+    tags = documents.clean_tags(said["tags"]) if isinstance(said.get("tags"), list) else []
+    run = Run(
+        id=said["id"],
+        project=project,
+        user=user,
+        name=storable.text(said.get("name") or said["id"][:8], 250),
+        group=storable.text(said.get("group") or "", 250),
+        job_type=storable.text(said.get("job_type") or "", 100),
+        tags=tags,
+        notes=storable.text(said.get("notes") or ""),
+        host=told["host"],
+        state=RunState.RUNNING.value,
+        started_at=created or liveness.moment(told["started_us"]),
+        heartbeat_at=timezone.now(),
+    )
+    try:
+        with transaction.atomic():
+            run.save(force_insert=True)
+    except IntegrityError:  # another rank was faster
+        run = Run.objects.select_related("project").get(id=said["id"])
+        require_write(user=user, token=token, run=run, otherwise=RunIdTaken)
+        return run
+    if tags:
+        values.tags_changed(run)
+    return run
+
+
+def require_write(*, user: User, token: Token | None, run: Run, otherwise=Forbidden) -> None:
+    """The right to write into ``run``: the editor's role in its project; a job's key only for its job's own new run.
+
+    Raises ``otherwise``, or Forbidden to a viewer of the project.
+    """
+    if token is not None and token.job_id is not None:
+        if not Reproduction.objects.filter(job_id=token.job_id, rerun_id=run.id).exists():
+            raise otherwise()
+        return
+    role = projects.role_of(user=user, project=run.project)
+    if role is None:
+        raise otherwise()
+    if role == Role.VIEWER.value:
+        raise otherwise() if otherwise is RunIdTaken else Forbidden("Writing into a run needs the editor's role in its project.")
+
+
+def _new_writer(run: Run, told: dict) -> Writer:
+    attempt = _attempt_for(run, told)
+    writer = Writer.objects.create(
+        id=told["writer"],
+        run=run,
+        attempt=attempt,
+        kind=told["kind"],
+        rank=told["rank"],
+        local_rank=told["local_rank"],
+        world_size=told["world_size"],
+        host=told["host"],
+        pid=told["pid"],
+        info=told["info"],
+        started_us=told["started_us"],
+        anchor_wall_us=told["anchor_wall_us"],
+        heartbeat_at=timezone.now(),
+    )
+    if told["kind"] == Writer.Kind.TRAINER:
+        _run_goes_on(run, told, attempt)
+    return writer
+
+
+def _run_goes_on(run: Run, told: dict, attempt: Attempt) -> None:
+    started = liveness.moment(told["started_us"])
+    changed = set()
+    if run.state == RunState.QUEUED.value or run.started_at is None:
+        run.started_at = started
+        changed.add("started_at")
+    if run.host == "" and told["host"]:
+        run.host = told["host"]
+        changed.add("host")
+    if run.stop_requested_at and attempt.number > 1 and not Writer.objects.filter(attempt=attempt).exclude(id=told["writer"]).exists():
+        run.stop_requested_at = None  # the stop was for the start before this one
+        changed.add("stop_requested_at")
+    if changed:
+        run.save(update_fields=sorted(changed))
+    liveness.settle(run)
+    liveness.heard(run.id)
+
+
+def _launch_key(launch: dict) -> tuple | None:
+    """What two processes of one start share, where the launcher says it."""
+    if launch.get("id") in (None, ""):
+        return None
+    return (str(launch.get("kind")), str(launch["id"]), str(launch.get("restart_count") or 0))
+
+
+def _restart(launch: dict) -> tuple:
+    return (launch.get("kind"), launch.get("restart_count") or 0)
+
+
+def _attempt_for(run: Run, told: dict) -> Attempt:
+    """The attempt a new writer belongs to.
+
+    Writers of one start (same launch id and restart count) share an attempt, unless the process of this rank in it has already
+    ended. Else it is the k-th attempt for the k-th writer of a rank in start order. Journals may arrive in any order: an attempt
+    that started before others takes its place among them, and they move up by one.
+    """
+    launch = _launch_key(told["launch"])
+    trainers = list(run.writers.filter(kind=Writer.Kind.TRAINER).select_related("attempt").order_by("started_us", "id"))
+    mine = [writer for writer in trainers if writer.rank == told["rank"]] if told["kind"] == Writer.Kind.TRAINER else []
+    if launch is not None:
+        for attempt in run.attempts.order_by("-number"):
+            if _launch_key(attempt.launch) == launch and not any(w.attempt_id == attempt.id and w.finish is not None for w in mine):
+                return attempt
+    attempts = {attempt.number: attempt for attempt in run.attempts.all()}
+    if told["kind"] != Writer.Kind.TRAINER:
+        return attempts[max(attempts)] if attempts else _new_attempt(run, told, 1)
+    earlier = [writer for writer in mine if writer.started_us <= told["started_us"]]
+    k = len({writer.attempt_id for writer in earlier}) + 1
+    # Where the launcher names no launch, its restart count still tells the starts apart: a rank may have missed some of them.
+    alike = [
+        attempt
+        for number, attempt in sorted(attempts.items())
+        if number >= k and _restart(attempt.launch) == _restart(told["launch"]) and not any(w.attempt_id == attempt.id for w in mine)
+    ]
+    if launch is None and alike and _launch_key(alike[0].launch) is None and told["launch"].get("restart_count"):
+        return alike[0]
+    there = attempts.get(k)
+    if there is not None and not any(writer.attempt_id == there.id for writer in mine):
+        theirs = _launch_key(there.launch)
+        if launch is None or theirs is None or not any(w.attempt_id == there.id for w in trainers):
+            if launch is not None and theirs is None:
+                there.launch = told["launch"]
+                there.save(update_fields=["launch"])
+            return there
+    started = {number: min((w.started_us for w in trainers if w.attempt_id == a.id), default=None) for number, a in attempts.items()}
+    before = [number for number, at in started.items() if at is None or at <= told["started_us"]]
+    return _new_attempt(run, told, max(before, default=0) + 1)
+
+
+def _new_attempt(run: Run, told: dict, number: int) -> Attempt:
+    # Highest first, so that no two share a number on the way.
+    for attempt in run.attempts.filter(number__gte=number).order_by("-number"):
+        Attempt.objects.filter(pk=attempt.pk).update(number=F("number") + 1)
+    restarts = told["launch"].get("restart_count") or 0
+    reason = "start" if number == 1 else ("restart" if restarts else "resume")
+    return Attempt.objects.create(run=run, number=number, reason=reason, world_size=max(told["world_size"], 1), launch=told["launch"])
+
+
+def get_for_append(writer_id: str, user: User, token: Token | None) -> Writer:
+    """The writer, with its run and attempt, if this person and token may append to it. Called for every batch.
+
+    Raises WriterUnknown, RunDeleted, Forbidden. Leaves a sign of life on the run.
+    """
+    writer = Writer.objects.select_related("run__project", "attempt").filter(id=writer_id).first()
+    if writer is None:
+        raise WriterUnknown
+    require_write(user=user, token=token, run=writer.run, otherwise=WriterUnknown)
+    if writer.run.deleted_at is not None:
+        raise RunDeleted
+    liveness.heard(writer.run_id)
+    return writer
+
+
+def heartbeat(*, user: User, token: Token | None, doc: dict) -> dict:
+    """A sender's sign of life for the writers of one run on its host; times are the server's own.
+
+    ``{"run", "host", "writers": [{"id", "alive", "unsent"}]}`` gives ``{"stop", "state", "next": {writer: n}}``. Unknown writers
+    are left out of ``next``: the sender opens them again.
+    """
+    run_id = doc.get("run") if isinstance(doc, dict) else None
+    if not isinstance(run_id, str) or not ids.is_id(run_id):
+        raise Invalid("run is no id.", run="malformed")
+    told = doc.get("writers") or []
+    if not isinstance(told, list) or not all(isinstance(entry, dict) and isinstance(entry.get("id"), str) for entry in told):
+        raise Invalid("writers is a list of {id, alive, unsent}.", writers="malformed")
+    run = Run.objects.select_related("project").filter(id=run_id).first()
+    if run is None:
+        raise WriterUnknown("This run is not here: post its writers' writer.json to ingest/writers first.")
+    require_write(user=user, token=token, run=run, otherwise=WriterUnknown)
+    if run.deleted_at is not None:
+        raise RunDeleted
+    alive = [entry["id"] for entry in told if entry.get("alive", True)]
+    known = {writer.id: writer for writer in run.writers.filter(id__in=[entry["id"] for entry in told][:5000])}
+    if any(writer_id in known for writer_id in alive):
+        run.writers.filter(id__in=alive[:5000]).update(heartbeat_at=timezone.now())
+        with transaction.atomic():
+            run = Run.objects.select_for_update().get(pk=run.pk)
+            liveness.is_alive(run)
+    return {"stop": stops(run), "state": run.state, "next": {writer.id: writer.next for writer in known.values()}}
+
+
+def run_for_blobs(*, user: User, token: Token | None, run_id: str) -> Run:
+    """The run whose project takes this sender's blobs. Raises NotFound, Forbidden, RunDeleted."""
+    run = Run.objects.select_related("project").filter(id=run_id).first()
+    if run is None:
+        raise NotFound("There is no such run: open a writer of it first.")
+    require_write(user=user, token=token, run=run, otherwise=NotFound)
+    if run.deleted_at is not None:
+        raise RunDeleted
+    return run
