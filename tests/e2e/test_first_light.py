@@ -14,8 +14,7 @@ from tests.e2e.conftest import ENCORE, ROOT, Up, clean_environment, poll
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 PYTHON = sys.executable
 TORCHRUN = [str(Path(PYTHON).with_name("torchrun")), "--nproc-per-node", "2"]
-BROWSER = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
-           "--disable-sync"]  # fmt: skip
+BROWSER = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync"]
 
 
 @pytest.fixture(scope="module")
