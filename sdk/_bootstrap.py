@@ -19,7 +19,7 @@ def _load(here: str, arguments: list):  # type: ignore[no-untyped-def]
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["sdk"] = module
-    sys.argv = _as_given(arguments)  # what capture records is the program's command line
+    _look_like(arguments)
     try:
         spec.loader.exec_module(module)
     except ModuleNotFoundError as error:  # another interpreter, without our dependencies
@@ -27,6 +27,25 @@ def _load(here: str, arguments: list):  # type: ignore[no-untyped-def]
         del sys.modules["sdk"]
         return None
     return module
+
+
+def _look_like(arguments: list) -> None:
+    """What capture records is the program and its command line, not this file."""
+    import importlib.util
+
+    main = sys.modules["__main__"]
+    sys.argv = _as_given(arguments)
+    if arguments[0] == "-m":
+        sys.path.insert(0, os.getcwd())
+        name = arguments[1]
+        found = importlib.util.find_spec(name)
+        if found is not None and found.submodule_search_locations is not None:
+            found = importlib.util.find_spec(f"{name}.__main__")
+        if found is not None:
+            main.__spec__, main.__file__ = found, found.origin
+        sys.path.pop(0)
+    elif arguments[0] not in ("-c", "--command"):
+        main.__file__ = os.path.abspath(arguments[0])
 
 
 def _as_given(arguments: list) -> list:

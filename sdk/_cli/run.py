@@ -7,14 +7,17 @@ whose output is kept. PYTHONHASHSEED is set if it was not, since it cannot be re
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import signal
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from .. import _settings
+from .._run import NOTE_VARIABLE
 from ..errors import UsageError
 
 BOOTSTRAP = Path(__file__).resolve().parents[1] / "_bootstrap.py"
@@ -70,8 +73,34 @@ def _on_path(name: str) -> bool:
 
 
 def supervise(command: list[str], environment: dict[str, str]) -> int:
-    """Runs the program in our place: signals go to it, its status is ours."""
-    child = _settings.start_process(command, env=environment)
+    """Runs the program in our place: signals go to it, its status is ours. What the program could not say of its end, the sender hears from us."""
+    with tempfile.TemporaryDirectory(prefix="encore-run-") as folder:
+        note = Path(folder) / "writers"
+        status = _wait(_settings.start_process(command, env={**environment, NOTE_VARIABLE: str(note)}))
+        _leave_status(note, status)
+    if status < 0:  # end as the child did
+        if -status not in (signal.SIGKILL, signal.SIGSTOP):
+            signal.signal(-status, signal.SIG_DFL)
+        os.kill(os.getpid(), -status)
+        return 128 - status
+    return status
+
+
+def _leave_status(note: Path, status: int) -> None:
+    """Beside the journal of the process that we started: os._exit and SIGKILL leave no other trace."""
+    try:
+        folders = note.read_text().splitlines()
+    except OSError:
+        return
+    for folder in folders[:1]:
+        with contextlib.suppress(OSError):
+            if status < 0:
+                (Path(folder) / f"signal-{-status}").write_text("seen by encore run")
+            else:
+                (Path(folder) / "exit-status").write_bytes(status.to_bytes(4, "little"))
+
+
+def _wait(child: Any) -> int:
     previous: dict[int, Any] = {}
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2"):
         number = getattr(signal, name, None)
@@ -79,9 +108,4 @@ def supervise(command: list[str], environment: dict[str, str]) -> int:
             # Ctrl-C reaches the whole foreground group by itself; the others are passed on.
             handler = signal.SIG_IGN if name == "SIGINT" else (lambda got, _: child.send_signal(got))
             previous[number] = signal.signal(number, handler)
-    status = child.wait()
-    if status < 0:  # end as the child did
-        signal.signal(-status, signal.SIG_DFL) if -status not in (signal.SIGKILL, signal.SIGSTOP) else None
-        os.kill(os.getpid(), -status)
-        return 128 - status
-    return status
+    return int(child.wait())
