@@ -123,7 +123,7 @@ class _Builder:
         entries["last"], entries["last_step"] = matrix[:, -1], joined[1][-1]
         for kind, rows in ((F64, np.flatnonzero(~types)), (I64, np.flatnonzero(types))):
             if len(rows):
-                _statistics(entries, rows, kind, matrix if len(rows) == len(matrix) else matrix[rows])
+                statistics(entries, rows, kind, matrix if len(rows) == len(matrix) else matrix[rows])
         for row, key in enumerate(group[0].keys):
             self._column(entries[row : row + 1], key, matrix[row], bool(types[row]))
         self.columns.append(entries)
@@ -150,7 +150,7 @@ class _Builder:
             entry = np.zeros(1, COLUMN)
             entry["axis"], entry["type"], entry["rows"] = axis, kind, end - start
             entry["last"], entry["last_step"] = bits[end - 1], steps[end - 1]
-            _statistics(entry, np.array([0]), kind, bits[part].reshape(1, -1))
+            statistics(entry, np.array([0]), kind, bits[part].reshape(1, -1))
             self._column(entry, names[int(group[start]) >> 1], bits[part], bool(kind))
             self.columns.append(entry)
 
@@ -200,7 +200,7 @@ def _config() -> ChunkConfig:
     return ChunkConfig(compression_level=LEVEL)
 
 
-def _statistics(entries: np.ndarray, rows: np.ndarray, kind: int, bits: np.ndarray) -> None:
+def statistics(entries: np.ndarray, rows: np.ndarray, kind: int, bits: np.ndarray) -> None:
     """min, max, sum, NaN and Inf counts of each row of ``bits`` into ``entries[rows]``; the first two over what is not NaN."""
     if kind == I64:
         entries["min"][rows], entries["max"][rows] = bits.min(axis=1), bits.max(axis=1)

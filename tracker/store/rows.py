@@ -24,10 +24,9 @@ def cursor() -> Iterator:
     import psycopg
 
     # Django's own binds on the client, where a body becomes twice as many hex digits.
-    with connection.cursor() as outer:
-        outer.execute("SELECT 1") if connection.connection is None else None
-        with connection.wrap_database_errors, psycopg.Cursor(connection.connection) as found:
-            yield found
+    connection.ensure_connection()
+    with connection.wrap_database_errors, psycopg.Cursor(connection.connection) as found:
+        yield found
 
 
 @contextlib.contextmanager
