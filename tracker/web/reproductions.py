@@ -56,9 +56,8 @@ def listing(request: HttpRequest) -> HttpResponse:
 def of_run(request: HttpRequest, run_id: str) -> HttpResponse:
     run = runs.find(request, run_id)
     context = runs.head(request, run, "reproductions")
-    context["reproductions"] = list(
-        run.reproductions.select_related("original", "rerun", "job__worker", "requested_by").order_by("-created_at")[:100]
-    )
+    related = ("original", "rerun", "job__worker", "requested_by")
+    context["reproductions"] = list(run.reproductions.select_related(*related).order_by("-created_at")[:100])
     return runs.answer(request, context)
 
 
@@ -76,7 +75,7 @@ def dialog(request: HttpRequest, run_id: str) -> HttpResponse:
     leaves = [(name, json.dumps(value, ensure_ascii=False)) for name, value in flat(run.config or {}).items() if name][:40]
     context = {
         "run": run,
-        "preflight": runs._preflight(run),
+        "preflight": runs.checks(run),
         "queues": queues,
         "idle": len(workers),
         "seconds": seconds,

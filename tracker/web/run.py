@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 
 from django.contrib import messages
-from django.db.models import Count
+from django.db.models import Count, Sum
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.views.decorators.http import require_POST
 
+from tracker.domain import keys
 from tracker.domain.lifecycle import RunState
-from tracker.models import MetricSummary, Run
+from tracker.models import KeyDefinition, MetricSummary, Run
 from tracker.services import preflight as preflights
 from tracker.services import projects
 from tracker.services import runs as service
@@ -46,9 +47,9 @@ def head(request: HttpRequest, run: Run, tab: str) -> dict:
     role = projects.role_of(user=request.user, project=run.project)
     state = RunState(run.state)
     verdict_count = run.reproductions.count()
-    keys = MetricSummary.objects.filter(run=run).values("key").distinct()
-    system_count = keys.filter(key__startswith=SYSTEM).count()
-    counts = {"charts": keys.count() - system_count, "system": system_count, "reproductions": verdict_count}
+    named = MetricSummary.objects.filter(run=run).values("key").distinct()
+    system_count = named.filter(key__startswith=SYSTEM).count()
+    counts = {"charts": named.count() - system_count, "system": system_count, "reproductions": verdict_count}
     return {
         "run": run,
         "title": run.name,
@@ -68,7 +69,7 @@ def head(request: HttpRequest, run: Run, tab: str) -> dict:
         "live": not state.is_terminal,
         "can_edit": role in ("editor", "owner"),
         "can_reproduce": role in ("editor", "owner"),
-        "preflight": _preflight(run),
+        "preflight": checks(run),
         "origin": getattr(run, "reproduction", None),
         "seconds": (run.finished_at - (run.started_at or run.created_at)).total_seconds() if run.finished_at else None,
         "since": run.started_at or run.created_at,
@@ -76,12 +77,17 @@ def head(request: HttpRequest, run: Run, tab: str) -> dict:
     }
 
 
-def _preflight(run: Run) -> dict:
+def checks(run: Run) -> dict:
     found = preflights.preflight(run)
     states = {one["state"] for one in found["items"]}
     worst = next((state for state in ("missing", "warn") if state in states), "ok")
     items = [{**one, "icon": f"s-{one['state']}"} for one in found["items"]]
-    return {**found, "items_list": items, "worst": worst}
+    return {
+        **found,
+        "worst": worst,
+        "open": [one for one in items if one["state"] != "ok"],
+        "passed": [one for one in items if one["state"] == "ok"],
+    }
 
 
 def answer(request: HttpRequest, context: dict) -> HttpResponse:
@@ -103,6 +109,8 @@ def overview(request: HttpRequest, run_id: str) -> HttpResponse:
     context.update(
         config=config_tree(run.config or {}),
         metrics=metric_rows(run, limit=300),
+        headline=headline(run),
+        chart_runs_json=json.dumps([{"id": run.id, "name": run.name, "colour": 0}]),
         own_summary=config_tree(run.summary or {}),
         writers=list(run.writers.select_related("attempt").order_by("attempt__number", "kind", "rank")[:64]),
         events=list(run.events.exclude(name__in=["start", "finish"]).order_by("-time_us")[:20]),
@@ -111,6 +119,16 @@ def overview(request: HttpRequest, run_id: str) -> HttpResponse:
         command_facts=context["recipe"].get("command") or {},
     )
     return answer(request, context)
+
+
+def headline(run: Run, most: int = 3) -> list[str]:
+    """The keys worth a look before any other: what is evidence (losses, qualities), validation first, the longest first."""
+    definitions = list(KeyDefinition.objects.filter(run=run).order_by("id").values_list("pattern", "fields"))
+    rows = MetricSummary.objects.filter(run=run, count__gt=1).exclude(key__startswith=SYSTEM).values("key").annotate(points=Sum("count"))
+    found = [(row["key"], row["points"]) for row in rows[:500] if keys.meaning(row["key"], definitions).evidence]
+    names = ("loss", "accuracy", "acc")
+    found.sort(key=lambda one: (one[0].rpartition("/")[2] not in names, not one[0].startswith("val"), -one[1], one[0]))
+    return [key for key, _ in found[:most]]
 
 
 @page
@@ -139,10 +157,10 @@ def _charts(request: HttpRequest, run_id: str, tab: str) -> HttpResponse:
     return answer(request, context)
 
 
-def sections(keys: list[str], system: bool = False) -> list[dict]:
+def sections(names: list[str], system: bool = False) -> list[dict]:
     """Panels by the prefix of their key; what has none comes first. Sections are open until there are too many panels to be useful."""
     groups: dict[str, list[str]] = {}
-    for key in keys:
+    for key in names:
         rest = key.removeprefix(SYSTEM) if system else key
         prefix, slash, _ = rest.partition("/")
         if system and not slash:
