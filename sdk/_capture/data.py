@@ -61,6 +61,11 @@ def store_limit() -> int:
         return STORE_BYTES
 
 
+def for_run(run: str, make: Callable[[], Fingerprints]) -> Fingerprints:
+    """The Fingerprints of a run: `make`'s, which is one and the same for one writer."""
+    return make()
+
+
 class Fingerprints:
     """Turns `opened` documents into `recipe` documents of section `data`.
 
@@ -80,7 +85,7 @@ class Fingerprints:
         return found
 
     def __init__(self, emit: Emit, put_blob: Put, capture: dict[str, Any] | None = None) -> None:
-        if capture:
+        if capture and capture.get("format"):
             self.know(capture)
 
     def _begin(self, owner: object, emit: Emit, put_blob: Put) -> None:
@@ -110,7 +115,8 @@ class Fingerprints:
     def know(self, capture: dict[str, Any]) -> None:
         """Take the trainer's facts (again)."""
         self.root = capture.get("root") or self.root
-        self.started_us = capture.get("started_us") or self.started_us
+        started = capture.get("started_us") or 0
+        self.started_us = min(started, self.started_us) if started and self.started_us else started or self.started_us  # the first rank's
         self.skip = tuple(dict.fromkeys([*self.skip, *(capture.get("skip") or [])]))
         env = capture.get("env") or {}
         self.caches = []

@@ -104,7 +104,7 @@ def look(root: str, untracked: bool = True) -> Status:
         "remote": remotes.get("origin") or next(iter(remotes.values()), None),
         "branch": None if head.get("head") == "(detached)" else head.get("head"),
         "commit": None if commit in (None, "(initial)") else commit,
-        "dirty": dirty or bool(status.untracked),
+        "dirty": dirty,
         "unpushed": None,
     }
     if len(remotes) > 1:

@@ -101,7 +101,7 @@ class Hook:
         key = hash((path, mode))
         if key in self.seen:
             return
-        if path.startswith(self.skip) or any(part in path for part in _SKIP_PARTS):
+        if os.path.join(path, "").startswith(self.skip) or any(part in path for part in _SKIP_PARTS):
             if len(self.seen) < SEEN_AT_MOST:
                 self.seen.add(key)
             return

@@ -122,6 +122,8 @@ class Snapshot:
         wanted += [(path, "untracked") for path in status.untracked if not path.endswith(b"/")]
         for path, found in sorted(wanted, key=lambda each: _weight(base, each[0])):
             self.add(os.path.join(base, path), prefix + path, state or found)
+        # A file that the run itself has written by now does not make the source dirty.
+        status.facts["dirty"] |= any(prefix + path in self.entries for path in status.untracked)
         nested = [(path, "submodule") for path, mode in status.tracked.items() if mode == "160000"]
         nested += [(path.rstrip(b"/"), "nested") for path in status.untracked if path.endswith(b"/")]
         for path, kind in nested:
