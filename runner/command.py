@@ -204,7 +204,7 @@ def variables(job: Job) -> dict[str, str]:
                 continue
             env[name] = supplied
         else:
-            env[name] = _at_home(job, move(str(value)))
+            env[name] = move(str(value)) if job.isolation.name != "none" else _at_home(job, move(str(value)))
     bins = dict.fromkeys(str(folder / "bin") for folder in (job.environment.prefix, job.environment.folder))
     env |= {"PATH": ":".join([*bins, DEFAULT_PATH]), "HOME": str(job.folder.home), "VIRTUAL_ENV": str(job.environment.prefix)}
     if pythonpath := [_moved(job, str(part), move) for part in recorded.get("pythonpath") or []]:
@@ -219,6 +219,7 @@ def variables(job: Job) -> dict[str, str]:
 
 
 def _at_home(job: Job, value: str) -> str:
+    """Where nothing keeps a program from the real home, what named it names the new one."""
     home = job.order.original_home
     below = inside(value, home) if home and value.startswith("/") else None
     return str(job.folder.home / below) if below is not None else value
