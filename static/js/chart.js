@@ -192,6 +192,8 @@
         ctx.beginPath(); ctx.moveTo(x, to.top); ctx.lineTo(x, to.top + to.height); ctx.stroke();
         ctx.setLineDash([]);
         ctx.font = `${11 * ratio}px ${css("--sans")}`;
+        ctx.textAlign = "left";
+        ctx.textBaseline = "alphabetic";
         const wide = ctx.measureText(mark.text).width;
         ctx.fillText(mark.text, x + 5 * ratio + wide > to.left + to.width ? x - wide - 5 * ratio : x + 5 * ratio, to.top + 12 * ratio);
       }

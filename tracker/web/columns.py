@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from django.db.models import Count, Q
 
+from tracker.domain import keys
 from tracker.models import RunValue
 
 DEFAULT_CONFIG = 4
@@ -41,6 +42,7 @@ def default(found: list[dict]) -> list[str]:
     config = [row for row in found if row["kind"] == "config"]
     differing = [row for row in config if row["numbers"] + row["texts"] > 1] or config
     summary = [row for row in found if row["kind"] == "summary" and not row["path"].startswith("system/")]
+    summary.sort(key=lambda row: (not keys.meaning(row["path"]).evidence, -row["runs"], row["path"]))
     chosen = [f"config.{row['path']}" for row in differing[:DEFAULT_CONFIG]]
     return chosen + [f"summary.{row['path']}" for row in summary[:DEFAULT_SUMMARY]]
 

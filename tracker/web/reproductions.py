@@ -11,7 +11,7 @@ from django.views.decorators.http import require_POST
 
 from tracker.domain.errors import Forbidden, Invalid
 from tracker.domain.lifecycle import STEPS, JobState, RunState
-from tracker.models import JobLog, MetricSummary, Reproduction, Run, Worker
+from tracker.models import JobLog, Reproduction, Run, Worker
 from tracker.services import reproductions as service
 from tracker.services.workers import is_here
 from tracker.web import format
@@ -195,10 +195,6 @@ def detail(request: HttpRequest, reproduction_id: str) -> HttpResponse:
 
 def _marks(step: int) -> str:
     return json.dumps([{"x": step, "text": f"first difference, step {step:,}"}])
-
-
-def _any_key(run: Run) -> str | None:
-    return MetricSummary.objects.filter(run=run).exclude(key__startswith=runs.SYSTEM).order_by("key").values_list("key", flat=True).first()
 
 
 def _failure(one: Reproduction) -> dict | None:

@@ -121,7 +121,7 @@ def overview(request: HttpRequest, run_id: str) -> HttpResponse:
     return answer(request, context)
 
 
-def headline(run: Run, most: int = 3) -> list[str]:
+def headline(run: Run, most: int = 2) -> list[str]:
     """The keys worth a look before any other: what is evidence (losses, qualities), validation first, the longest first."""
     definitions = list(KeyDefinition.objects.filter(run=run).order_by("id").values_list("pattern", "fields"))
     rows = MetricSummary.objects.filter(run=run, count__gt=1).exclude(key__startswith=SYSTEM).values("key").annotate(points=Sum("count"))
@@ -167,7 +167,9 @@ def sections(names: list[str], system: bool = False) -> list[dict]:
             prefix = rest.partition(".")[0].partition("_")[0]
         groups.setdefault(prefix if slash or system else "", []).append(key)
     out, shown = [], 0
-    for prefix, members in sorted(groups.items()):
+    # What judges a model comes before what clocks a machine.
+    evident = {prefix: any(keys.meaning(key).evidence for key in members) for prefix, members in groups.items()}
+    for prefix, members in sorted(groups.items(), key=lambda one: (not evident[one[0]], one[0])):
         out.append({"name": prefix or "metrics", "keys": members, "open": shown < OPEN_PANELS})
         shown += len(members)
     return out

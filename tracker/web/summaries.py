@@ -43,7 +43,7 @@ def metric_rows(run: Run, limit: int) -> list[dict]:
             one["finite"] += row.count - row.nan_count
     for one in rows.values():
         one["mean"] = one["sum"] / one["finite"] if one["finite"] else None
-    return list(rows.values())
+    return sorted(rows.values(), key=lambda one: (one["key"].startswith("system/"), one["key"]))
 
 
 def _pick(choose, a, b):
