@@ -52,6 +52,9 @@ class Outbox:
                 docs.append(doc)
                 if doc.get("type") == "event" and doc.get("name") == "finish":
                     self.finish, self.finish_record = dict(doc.get("data") or {}), number
+                    if self.next > number:  # the batch that carried it was acknowledged before this look
+                        self.sealed = True
+                        self._write_ack()
         return docs
 
     @property
