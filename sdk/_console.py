@@ -7,6 +7,7 @@ descriptor is not seen here.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -40,10 +41,8 @@ class _Tee:
             for method in ("flush", "reconfigure"):
                 if hasattr(stream, method):
                     self._wrap(stream, method, None)
-            try:
+            with contextlib.suppress(AttributeError, TypeError):
                 self._wrap(buffer, "write", self._bytes)
-            except (AttributeError, TypeError):
-                pass
 
     def _wrap(self, target: Any, method: str, heard: Callable[[Any], None] | None) -> None:
         original = getattr(target, method)
@@ -59,10 +58,8 @@ class _Tee:
                 if is_text_layer:
                     _local.depth = depth
             if heard is not None and depth == 0 and args:
-                try:
+                with contextlib.suppress(Exception):  # the console must work whatever happens to our copy of it
                     heard(args[0])
-                except Exception:  # noqa: S110 - the console must work whatever happens to our copy of it
-                    pass
             return result
 
         wrapped.__name__ = method
@@ -106,10 +103,8 @@ class _Tee:
     def release(self) -> None:
         for target, method, wrapped in self.originals:
             if getattr(target, "__dict__", {}).get(method) is wrapped:  # somebody wrapped ours since: theirs stays
-                try:
+                with contextlib.suppress(AttributeError):
                     delattr(target, method)
-                except AttributeError:
-                    pass
 
 
 class _Console:
@@ -205,7 +200,10 @@ def _settle(text: str) -> str:
 
 
 def start(emit: Callable[[dict[str, Any]], Any]) -> Callable[[], None]:
-    """Begin to copy sys.stdout and sys.stderr into ``emit({"type": "log", "stream", "text"})``, masked. Returns what ends it; never raises."""
+    """Begin to copy sys.stdout and sys.stderr into ``emit({"type": "log", "stream", "text"})``, masked.
+
+    Returns what ends it; never raises.
+    """
     try:
         console = _Console(emit)
     except Exception:

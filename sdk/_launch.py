@@ -28,7 +28,10 @@ class Launch:
     coordinates: dict[str, int] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "id": self.id, "restart_count": self.restart_count, "coordinates": self.coordinates}
+        shared = self.id
+        if shared is None and self.kind != "python" and self.starter is not None:  # no name for ever, but the ranks of this start have it in common
+            shared = derived_id("starter", _process.boot_id(), _process.pid_namespace(), _process.host(), self.starter)
+        return {"kind": self.kind, "id": shared, "restart_count": self.restart_count, "coordinates": self.coordinates}
 
     def run_id(self, turn: int = 0) -> tuple[str, bool]:
         """(run id, certain). turn: how many runs this process has begun before: the second init of a launch is a second run.

@@ -12,13 +12,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import _capture, _console, _exit, _launch, _numbers, _process, _sender, _settings
+from . import _capture, _console, _exit, _launch, _names, _process, _sender, _settings
 from ._config import Config, Summary
 from ._finish import wait_until_sent
 from ._ids import derived_id, is_id
 from ._journal import Writer
 from ._plain import plain, text
 from .errors import UsageError
+
+NOTE_VARIABLE = "ENCORE_RUN_NOTE"  # set by `encore run`: a file that takes the writer's folder, so that the parent can leave the exit status there
 
 _turns = 0  # runs this process has begun
 
@@ -97,18 +99,21 @@ class Run:
         writer = self.writer
         if writer is None:
             return
+        note = os.environ.pop(NOTE_VARIABLE, None)
+        if note is not None:
+            self._bootstrapped(writer, note)
         writer.emit({"type": "event", "name": "start", "data": {"rank": self.rank, "world_size": self.launch.world_size}})
-        for step in (self._restore_numbers, self._begin_capture, lambda: _exit.mark_signals(writer.folder), self._start_sender, self._start_console):
+        for step in (self._begin_capture, lambda: _exit.mark_signals(writer.folder), self._start_sender, self._start_console):
             try:
                 step()
             except Exception as error:
                 writer.say(f"{type(error).__name__}: {error} (training goes on)")
 
-    def _restore_numbers(self) -> None:
-        states = ((self.settings.rerun or {}).get("rng") or {}).get(str(self.rank))
-        if states:
-            for problem in _numbers.restore(states):
-                self.event("note", {"text": problem})
+    def _bootstrapped(self, writer: Writer, note: str) -> None:
+        with contextlib.suppress(OSError), open(note, "a") as file:
+            file.write(f"{writer.folder}\n")
+        # The program has no line of ours: whoever plays it again has to start it by `encore run` too.
+        writer.emit({"type": "recipe", "section": "command", "value": {"bootstrap": "encore run"}, "merge": True})
 
     def _begin_capture(self) -> None:
         _capture.begin(self.writer)
@@ -306,10 +311,10 @@ def init(arguments: Mapping[str, Any], held: bool) -> Run:
     _rebind_face(run)
     if settings.mode != "disabled":
         _exit.install(_at_exit)
+        _greet(run)
         run.open()
         if launch.world_size == 1 and launch.kind == "python":
             _launch.announce(run.id)
-        _greet(run)
     return run
 
 
@@ -332,7 +337,7 @@ def _about(arguments: Mapping[str, Any], settings: _settings.Settings, launch: _
     return {
         "id": run_id,
         "project": text(project),
-        "name": _text_or_none(arguments.get("name") or settings.name),
+        "name": _text_or_none(arguments.get("name") or settings.name) or _names.readable(run_id),
         "group": _text_or_none(arguments.get("group") or settings.group),
         **{name: _text_or_none(value) for name, value in words.items()},
         "tags": [text(str(tag)) for tag in tags],

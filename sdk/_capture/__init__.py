@@ -231,9 +231,10 @@ def _at_finish(state: _State) -> dict[str, Any]:
     new = [name for name in numerics.loaded() if name not in state.loaded]
     if new:
         late["gaps"] = [
-            {"what": f"random state of {name}", "why": f"{name} was first imported after sdk.init, so its state at init is unknown", "mend": f"import {name} before sdk.init, or seed it"}
-            for name in new if name in ("numpy", "torch")
-        ]  # fmt: skip
+            {"what": f"random state of {name}", "why": f"{name} was imported after sdk.init", "mend": f"import {name} first, or seed it"}
+            for name in new
+            if name in ("numpy", "torch")
+        ]
     return late
 
 

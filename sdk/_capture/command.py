@@ -43,7 +43,7 @@ def entry(main: Any = None) -> dict[str, Any]:
     file = getattr(main, "__file__", None)
     if spec is not None and getattr(spec, "name", None):
         name = spec.name.removesuffix(".__main__")
-        return {"kind": "module", "name": name, "path": os.path.abspath(spec.origin or file) if spec.origin or file else None}
+        return {"kind": "module", "name": name, "path": os.path.abspath(str(spec.origin or file)) if spec.origin or file else None}
     shell = _ipython()
     if shell == "notebook":
         path = _notebook_path(main)

@@ -7,6 +7,7 @@ more than what they tell); spawned ones find that file by ``ENCORE_OPENED``.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -58,10 +59,9 @@ _SYSTEM = (
     "/usr/share/mime/",
     "/usr/share/ca-certificates/",
 )
-_PATHS_TO_WRITE = {
-    # event: places of the paths it changes
-    "os.rename": (0, 1), "os.mkdir": (0,), "os.rmdir": (0,), "os.remove": (0,), "os.symlink": (1,), "os.link": (1,), "os.truncate": (0,), "os.chmod": (0,), "os.chown": (0,), "os.utime": (0,),
-}  # fmt: skip
+_ONE = ("os.mkdir", "os.rmdir", "os.remove", "os.truncate", "os.chmod", "os.chown", "os.utime")
+# event: places of the paths it changes
+_PATHS_TO_WRITE = {"os.rename": (0, 1), "os.symlink": (1,), "os.link": (1,), **dict.fromkeys(_ONE, (0,))}
 
 
 class Hook:
@@ -163,10 +163,8 @@ class Hook:
     def close_descriptor(self) -> None:
         descriptor, self.descriptor = self.descriptor, None
         if descriptor is not None:
-            try:
+            with contextlib.suppress(OSError):
                 os.close(descriptor)
-            except OSError:
-                pass
 
     def after_fork(self) -> None:
         self.child = True
@@ -224,10 +222,9 @@ def _listen(event: str, args: tuple[Any, ...]) -> None:
         name = args[0]
         if name.__class__ is int:
             return
-        if name.__class__ is str and name.endswith(".pyc"):
-            # Imports; in a rerun too, since the import system bears a cache that cannot be written.
-            if state.allowed is None or not isinstance(args[2], int) or not args[2] & _WRITE_FLAGS:
-                return
+        reads = not isinstance(args[2], int) or not args[2] & _WRITE_FLAGS
+        if name.__class__ is str and name.endswith(".pyc") and (reads or state.allowed is None):
+            return  # an import
     state.local.inside = True
     try:
         if event == "open":
@@ -248,7 +245,8 @@ def _listen(event: str, args: tuple[Any, ...]) -> None:
             if event == "os.rename":
                 state.heard(args[1], "w", "rename")
             elif event == "os.mkdir":
-                state.heard(args[0], "d", "mkdir")
+                if not os.path.isdir(args[0]):  # makedirs(exist_ok=True) asks for folders that are there
+                    state.heard(args[0], "d", "mkdir")
             elif event in ("os.symlink", "os.link"):
                 state.heard(args[1], "w", "link")
     except PermissionError:

@@ -1,4 +1,7 @@
-"""What steers the numbers: random states, determinism switches, precision, thread counts. Libraries are looked up in sys.modules, never imported."""
+"""What steers the numbers: random states, determinism switches, precision, thread counts.
+
+Libraries are looked up in sys.modules, never imported.
+"""
 
 from __future__ import annotations
 
@@ -85,7 +88,10 @@ def rng(put_blob: Callable[[bytes], str]) -> dict[str, Any]:
 
 
 def restore(rerun: dict[str, Any], rank: int) -> list[str]:
-    """Put the random states of `rank` back as the rerun file says. Returns what was put back (`["python", "torch"]`); an unreadable state raises."""
+    """Put the random states of `rank` back as the rerun file says.
+
+    Returns what was put back (`["python", "torch"]`); an unreadable state raises.
+    """
     files = (rerun.get("rng") or {}).get(str(rank)) or {}
     done = []
     if files.get("python"):
@@ -119,7 +125,7 @@ def _as_tensor(torch: Any, path: str) -> Any:
 
 
 def seed(value: int) -> int:
-    """Seed random, NumPy's global generator, torch (all devices), TensorFlow and JAX's config, as far as they are loaded. Returns the seed."""
+    """Seed random, NumPy's global generator, torch (all devices) and TensorFlow, as far as they are loaded. Returns the seed."""
     value = int(value)
     random.seed(value)
     _chosen["random"] = value

@@ -56,7 +56,7 @@ def too_wide(folder: str) -> bool:
         os.sep,
         os.path.realpath(os.path.expanduser("~")),
         os.path.realpath(tempfile.gettempdir()),
-        "/tmp",
+        "/tmp",  # noqa: S108
         "/mnt",
         "/home",
         "/opt",
@@ -129,5 +129,5 @@ def as_path(value: object) -> str | None:
     if isinstance(value, str):
         return value
     if isinstance(value, (bytes, Path)) or hasattr(value, "__fspath__"):
-        return os.fsdecode(value)  # type: ignore[arg-type]
+        return os.fsdecode(value)
     return None

@@ -45,20 +45,21 @@ class Node:
         self._next_sample = time.monotonic() + limits.FIRST_SAMPLE_SECONDS if sample else None
         self._next_flush = time.monotonic() + limits.FLUSH_SECONDS
         self._fingerprints: Any = None
-        self._thread: threading.Thread | None = None
+        self._threads: dict[str, threading.Thread] = {}
         self._ending_since: float | None = None
-        self._started = False
         self.capture = capture
 
-    def step(self) -> None:
-        """Starts capture when the trainer's capture.json is there; samples and flushes when due. Never raises."""
+    def step(self, trainers: list[Outbox]) -> None:
+        """Starts capture for each rank whose capture.json is there; samples and flushes when due. Never raises."""
         now = time.monotonic()
-        if self.capture and not self._started:
-            facts = read_json(self.trainer.folder / "capture.json")
+        for box in trainers:
+            if not self.capture or box.child or box.id in self._threads or box.attempt != self.trainer.attempt or self._ending_since is not None:
+                continue
+            facts = read_json(box.folder / "capture.json")
             if facts is not None:
-                self._started = True
-                self._thread = threading.Thread(target=self._capture, args=(facts,), name="encore-capture", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._capture, args=(box.folder, facts), name="encore-capture", daemon=True)
+                self._threads[box.id] = thread
+                thread.start()
         if self._next_sample is not None and now >= self._next_sample and self._ending_since is None:
             self._next_sample = now + limits.SAMPLE_SECONDS
             self._sample()
@@ -72,9 +73,11 @@ class Node:
             return
         try:
             if self._fingerprints is None:
-                from .._capture.node import Fingerprints
+                from .._capture import data
 
-                self._fingerprints = Fingerprints(self.writer.emit, self.writer.put_blob)
+                facts = read_json(self.trainer.folder / "capture.json") or {}
+                key = str(facts.get("run") or self.trainer.folder)  # shared with node.run, so that no file is listed twice
+                self._fingerprints = data.for_run(key, lambda: data.Fingerprints(self.writer.emit, self.writer.put_blob, facts))
             self._fingerprints.opened(doc.get("path"), doc.get("mode"), doc.get("by"))
         except Exception as error:
             self._failed("data", error)
@@ -97,7 +100,7 @@ class Node:
             self._ending_since = time.monotonic()
             self.stop.set()
         overdue = time.monotonic() - self._ending_since > limits.CAPTURE_END_SECONDS
-        if self._thread is not None and self._thread.is_alive() and not overdue:
+        if any(thread.is_alive() for thread in self._threads.values()) and not overdue:
             return False
         self.flush()
         if overdue:
@@ -106,11 +109,11 @@ class Node:
         self.closed = True
         return True
 
-    def _capture(self, facts: dict[str, Any]) -> None:
+    def _capture(self, folder: Path, facts: dict[str, Any]) -> None:
         try:
             from .._capture import node
 
-            node.run(self.trainer.folder, facts, self.writer.emit, self.writer.put_blob, self.stop)
+            node.run(folder, facts, self.writer.emit, self.writer.put_blob, self.stop)
         except Exception as error:
             self._failed("capture", error)
 

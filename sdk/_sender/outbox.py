@@ -24,6 +24,7 @@ class Outbox:
         """trust_acks: believe ack.json; not when the folder may have been sent to another server."""
         self.folder, self.about = folder, about
         self.id, self.run, self.kind = str(about["writer"]), str(about["run"]["id"]), str(about.get("kind", "trainer"))
+        self.attempt = 1  # the k-th start of its rank on this host
         self.child = bool(about.get("parent"))
         ack = read_json(folder / "ack.json") or {}
         self.next = int(ack.get("next") or 0) if trust_acks else 0

@@ -49,6 +49,7 @@ class RunSender:
         self.fatal: str | None = None  # the server will have nothing of this run
         self.run_url: str | None = None
         self.stop_told = False
+        self.only: str | None = None  # of one writer alone
         self._generation = 0
         self._wait_until = 0.0
         self._wait_seconds = 0.0
@@ -94,7 +95,7 @@ class RunSender:
         self.rescan()
         self._look()
         if self.node is not None:
-            self.node.step()
+            self.node.step(self.trainers)
         busy = self._deliver()
         self._upload()
         self._heartbeat()
@@ -109,7 +110,7 @@ class RunSender:
         except OSError:
             return
         for name in names:
-            if name not in self.outboxes:
+            if name not in self.outboxes and self.only in (None, name):
                 about = read_json(self.folder / name / "writer.json")
                 if about is not None and about.get("writer") and isinstance(about.get("run"), dict):
                     self.outboxes[name] = Outbox(self.folder / name, about, self.trust_acks)
@@ -124,17 +125,16 @@ class RunSender:
         """A recipe belongs to an attempt: the k-th start of a rank opens the k-th node writer."""
         if not (self.capture or self.sample):
             return
-        starts: dict[int, list[Outbox]] = {}
-        for box in self.trainers:
-            if not box.child and not box.ended:
-                starts.setdefault(int(box.about.get("rank") or 0), []).append(box)
-        generation = max((len(boxes) for boxes in starts.values()), default=0)
-        if generation > self._generation:
-            self._generation = generation
-            newest = max((box for boxes in starts.values() for box in boxes), key=lambda box: (box.about.get("started_us") or 0, -int(box.about.get("rank") or 0)))
-            rank = min(starts, key=lambda number: (len(starts[number]) < generation, number))
-            chosen = starts[rank][-1] if starts.get(rank) else newest
-            self._open_node(chosen)
+        starts: dict[int, int] = {}
+        for box in sorted(self.trainers, key=lambda box: box.about.get("started_us") or 0):
+            if not box.child:
+                rank = int(box.about.get("rank") or 0)
+                box.attempt = starts[rank] = starts.get(rank, 0) + 1
+        newest = max(starts.values(), default=0)
+        current = [box for box in self.trainers if not box.child and box.attempt == newest and not box.sealed and not box.gone_told]
+        if newest > self._generation and current:
+            self._generation = newest
+            self._open_node(min(current, key=lambda box: int(box.about.get("rank") or 0)))
 
     def _open_node(self, trainer: Outbox) -> Node | None:
         old = self.node

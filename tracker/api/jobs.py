@@ -65,7 +65,7 @@ class Fence(serializers.Serializer):
     fence = serializers.IntegerField(min_value=0, max_value=2**31 - 1)
 
 
-class BeatShape(serializers.Serializer):
+class LeaseShape(serializers.Serializer):
     cancel = serializers.BooleanField()
     lease_until = serializers.DateTimeField()
 
@@ -142,7 +142,7 @@ class JobClaim(RunnerView):
 class JobHeartbeat(RunnerView):
     scopes = frozenset({WORKER, JOB})
 
-    @extend_schema(operation_id="job_heartbeat", request=Fence, responses=BeatShape)
+    @extend_schema(operation_id="job_heartbeat", request=Fence, responses=LeaseShape)
     def post(self, request, id):
         return Response(jobs.heartbeat(job_id=id, token=request.auth, **self.asked(Fence)))
 

@@ -72,19 +72,15 @@ def history(run: Run, key: str, rank: int | None = None) -> dict:
     """Every winning point of a key, of the lowest rank that logged it unless ``rank`` says another."""
     from tracker.store import reading
 
-    ranks = (
-        [rank]
-        if rank is not None
-        else list(MetricSummary.objects.filter(run=run, key=key).order_by("rank").values_list("rank", flat=True))[:1]
-    )
-    columns = reading.history([run.id], [key], ranks or None)
+    logged = MetricSummary.objects.filter(run=run, key=key).order_by("rank").values_list("rank", flat=True)
+    chosen = rank if rank is not None else logged.first()
     points: list[list] = []
-    for found in _series(columns):
-        for step, time, value, winner in zip(
-            found.steps.tolist(), found.times.tolist(), found.values.tolist(), found.winner.tolist(), strict=True
-        ):
-            if winner:
-                points.append([step, time, storable.value(value)])
-        break
+    for column in reading.history([run.id], [key], None if chosen is None else [chosen]):
+        if chosen is None:  # not summarised yet: the first rank that is there
+            chosen = column.rank
+        if column.rank != chosen:
+            continue
+        rows = zip(column.steps.tolist(), column.times.tolist(), column.values.tolist(), column.winner.tolist(), strict=True)
+        points += [[step, time, storable.value(value)] for step, time, value, winner in rows if winner]
     points.sort(key=lambda point: point[0])
-    return {"run": run.id, "key": key, "rank": ranks[0] if ranks else None, "points": points}
+    return {"run": run.id, "key": key, "rank": chosen, "points": points}

@@ -70,6 +70,8 @@ def _behind(keys: list[Key], values: list) -> Q:
     """(a, b, c) > (x, y, z), spelled out: a > x, or a = x and b > y, or …"""
     found, same = Q(pk__in=[]), Q()
     for key, value in zip(keys, values, strict=True):
+        if value is None and not key.nullable:
+            raise not_ours()
         after = key.after(value)
         if after is not None:
             found |= same & after
@@ -94,12 +96,16 @@ def decode(cursor: str, count: int) -> list:
                 if "\x00" in value:
                     raise ValueError
     except (ValueError, RecursionError):
-        raise Invalid("This cursor was not made by this list, or the sort changed: start again without it.", cursor="malformed") from None
+        raise not_ours() from None
     return values
+
+
+def not_ours() -> Invalid:
+    return Invalid("This cursor was not made by this list, or the sort changed: start again without it.", cursor="malformed")
 
 
 def checked_times(cursor: str | None, count: int) -> str | None:
     """``cursor`` whose first value is a time, or Invalid: the database would answer a malformed time with an error of its own."""
     if cursor and parse_datetime(str(decode(cursor, count)[0])) is None:
-        raise Invalid("This cursor was not made by this list: start again without it.", cursor="malformed")
+        raise not_ours()
     return cursor

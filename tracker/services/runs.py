@@ -71,7 +71,7 @@ def find(
     try:
         return paging.page(rows, keys=keys, limit=paging.limit_of(limit), cursor=_revived(cursor, keys), read=_read)
     except (ValidationError, TypeError, ValueError):
-        raise Invalid("This cursor was not made for this sort: start again without it.", cursor="malformed") from None
+        raise paging.not_ours() from None
 
 
 def _ordered(rows, sort: str):

@@ -1,0 +1,103 @@
+"""Started by `encore run` in the program's own interpreter: opens a run, then runs the program as if nothing had been before it."""
+
+import os
+import sys
+
+
+def main() -> int:
+    here = os.path.dirname(os.path.abspath(__file__))
+    sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != here]
+    arguments = sys.argv[1:]
+    return _perform(arguments, _load(here, arguments))
+
+
+def _load(here: str, arguments: list):  # type: ignore[no-untyped-def]
+    """Our package by its path, whatever folder `sdk` lies beside the program; None where its dependencies are missing."""
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("sdk", os.path.join(here, "__init__.py"), submodule_search_locations=[here])
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["sdk"] = module
+    _look_like(arguments)
+    try:
+        spec.loader.exec_module(module)
+    except ModuleNotFoundError as error:  # another interpreter, without our dependencies
+        print(f"encore run: {error}; the program runs untracked (install encore-tracker into {sys.prefix})", file=sys.stderr)
+        del sys.modules["sdk"]
+        return None
+    return module
+
+
+def _look_like(arguments: list) -> None:
+    """What capture records is the program and its command line, not this file."""
+    import importlib.util
+
+    main = sys.modules["__main__"]
+    sys.argv = _as_given(arguments)
+    if arguments[0] == "-m":
+        sys.path.insert(0, os.getcwd())
+        name = arguments[1]
+        found = importlib.util.find_spec(name)
+        if found is not None and found.submodule_search_locations is not None:
+            found = importlib.util.find_spec(f"{name}.__main__")
+        if found is not None:
+            main.__spec__, main.__file__ = found, found.origin
+        sys.path.pop(0)
+    elif arguments[0] not in ("-c", "--command"):
+        main.__file__ = os.path.abspath(arguments[0])
+
+
+def _as_given(arguments: list) -> list:
+    if arguments[:1] == ["--command"]:
+        return arguments[1:]
+    if arguments[:1] == ["-m"]:
+        return arguments[1:]
+    return ["-c", *arguments[2:]] if arguments[:1] == ["-c"] else list(arguments)
+
+
+def _perform(arguments: list, sdk) -> int:  # type: ignore[no-untyped-def]
+    import runpy
+
+    if arguments[0] == "--command":
+        if sdk is not None:
+            sdk.init()
+        return _child(arguments[1:])
+    if arguments[0] == "-m":
+        sys.path.insert(0, os.getcwd())
+        sys.argv = arguments[1:]
+        if sdk is not None:
+            sdk.init()
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    elif arguments[0] == "-c":
+        sys.path.insert(0, "")
+        sys.argv = ["-c", *arguments[2:]]
+        if sdk is not None:
+            sdk.init()
+        import __main__
+
+        exec(compile(arguments[1], "<string>", "exec"), __main__.__dict__)  # noqa: S102 - the program itself
+    else:
+        sys.path.insert(0, os.path.dirname(os.path.abspath(arguments[0])))
+        sys.argv = list(arguments)
+        if sdk is not None:
+            sdk.init()
+        runpy.run_path(arguments[0], run_name="__main__")
+    return 0
+
+
+def _child(command: list) -> int:
+    """A program of another kind: its output passes through us, so that it is kept; its status is ours."""
+    import subprocess
+
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # noqa: S603 - what the user asked to run
+    assert child.stdout is not None
+    while piece := child.stdout.read1(65536):  # type: ignore[attr-defined]
+        sys.stdout.write(piece.decode("utf-8", "replace"))
+        sys.stdout.flush()
+    status = child.wait()
+    sys.exit(status if status >= 0 else 128 - status)
+
+
+if __name__ == "__main__":
+    main()
