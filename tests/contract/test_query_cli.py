@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import threading
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
-from django.db import connections
 from django.utils import timezone
 
 from sdk import _query, errors
 from sdk._cli import history, preflight, reproduce, runs
 from tracker.domain.ids import new_id
-from tracker.models import Attempt, Job, JobStep, LogChunk, Membership, Project, Reproduction, Run, Writer
+from tracker.models import Attempt, JobStep, LogChunk, Membership, Project, Reproduction, Run, Writer
 from tracker.services import accounts, verdicts
 
 WHOLE = {
@@ -128,6 +127,30 @@ def test_an_unknown_run_is_said_in_words(room, encore, reference):
     assert found.err.startswith("encore: ")
 
 
+# history ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_history_prints_every_point_and_keeps_what_json_cannot_say(room, encore):
+    from tests.tracker.services.test_verdicts import body
+    from tracker.models import Token
+    from tracker.services import ingest
+
+    run = room.make("first")
+    writer = run.writers.get()
+    values = np.array([0.5, np.nan, np.inf, 3.0])
+    batch = body(run.id, writer.id, {"loss": values})
+    ingest.append_batch(writer_id=writer.id, user=room.user, token=Token.objects.get(), body=batch, encoding="")
+    found = encore("history", run.id, "loss", "--json")
+    assert found.status == 0
+    assert (found.json["run"], found.json["key"]) == (run.id, "loss")
+    assert [point[0] for point in found.json["points"]] == [0, 1, 2, 3]
+    assert [point[2] for point in found.json["points"]] == [0.5, "NaN", "Infinity", 3.0]
+    assert str(_query.Api(room.url, room.token).run(run.id).history("loss")[1][2]) == "nan"
+    missing = encore("history", run.id, "nothing", "--json")
+    assert missing.status == 1
+    assert "no metric" in missing.err
+
+
 # preflight and logs -----------------------------------------------------------------------------------------------------------
 
 
@@ -144,9 +167,8 @@ def test_preflight_prints_the_score_and_what_to_mend(room, encore):
 def test_logs_are_streamed_in_order(room):
     run = room.make("first")
     writer = run.writers.get()
-    LogChunk.objects.bulk_create(
-        LogChunk(run=run, writer=writer, number=n, stream="stdout", time_us=n, text=f"line {n}\n") for n in range(2500)
-    )
+    lines = [LogChunk(run=run, writer=writer, number=n, stream="stdout", time_us=n, text=f"line {n}\n") for n in range(2500)]
+    LogChunk.objects.bulk_create(lines)
     api = _query.Api(room.url, room.token)
     assert [chunk["text"] for chunk in api.run(run.id).logs()] == [f"line {n}\n" for n in range(2500)]
 
@@ -165,37 +187,25 @@ def test_a_recipe_that_lacks_its_source_is_not_runnable_with_status_5(room, enco
 
 
 @pytest.fixture
-def worker(room):
-    """Plays the worker's part on the rows, in a thread of its own: claims the next job, goes through the steps, ends it."""
+def worker(room, monkeypatch):
+    """Plays the worker's part on the rows when the command first waits: the five steps, the end, the judgement."""
 
-    def start(run, *, failure=None, evidence=None, state="finished"):
-        def work():
-            try:
-                while not (
-                    reproduction := Reproduction.objects.filter(original=run, judged_at=None).select_related("job", "rerun").first()
-                ):
-                    pause.wait(0.05)
-                job = reproduction.job
-                Job.objects.filter(pk=job.pk).update(state="running", fence=1)
-                now = timezone.now()
-                for name in ("checkout", "environment", "data", "execute", "evidence"):
-                    JobStep.objects.create(
-                        job=job, fence=1, name=name, state="done", message=f"{name} is fine", started_at=now, finished_at=now
-                    )
-                if reproduction.rerun:
-                    Run.objects.filter(pk=reproduction.rerun.pk).update(state="finished", exit_code=0)
-                Job.objects.filter(pk=job.pk).update(state=state, failure=failure, evidence=evidence, finished_at=now)
-                reproduction = Reproduction.objects.select_related("job", "rerun", "original").get(pk=reproduction.pk)
-                verdicts.judge(reproduction=reproduction)
-            finally:
-                connections.close_all()
+    def later(run, *, failure=None, evidence=None, state="finished"):
+        def work(_seconds):
+            reproduction = Reproduction.objects.filter(original=run, judged_at=None).select_related("job", "rerun", "original").first()
+            if reproduction is None:
+                return
+            job, now = reproduction.job, timezone.now()
+            for name in ("checkout", "environment", "data", "execute", "evidence"):
+                done = {"state": "done", "message": f"{name} is fine", "started_at": now, "finished_at": now}
+                JobStep.objects.create(job=job, fence=1, name=name, **done)
+            job.state, job.failure, job.evidence, job.finished_at = state, failure, evidence, now
+            job.save()
+            verdicts.judge(reproduction=reproduction)
 
-        pause = threading.Event()
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
-        return thread
+        monkeypatch.setattr(_query.time, "sleep", work)
 
-    return start
+    return later
 
 
 @pytest.fixture
@@ -216,11 +226,9 @@ def playable(room, monkeypatch):
     ],
 )
 def test_the_verdict_is_printed_flat_and_sets_the_exit_status(playable, encore, worker, failure, status, execution):
-    thread = worker(playable, failure=failure, state="failed")
-    found = encore(
-        "reproduce", "playable", "--wait", "--json", "--timeout", "120", "--set", "config.model.layers=3", "--env", "A=b", "--steps", "5"
-    )
-    thread.join()
+    worker(playable, failure=failure, state="failed")
+    changes = ("--set", "config.model.layers=3", "--env", "A=b", "--steps", "5")
+    found = encore("reproduce", "playable", "--wait", "--json", "--timeout", "120", *changes)
     assert found.json["execution"] == execution, found.err
     assert found.status == status
     reproduction = Reproduction.objects.get()
