@@ -1,6 +1,5 @@
 """The console: everything printed is in the log, and nobody who prints notices."""
 
-# ruff: noqa: E501, SIM905, ISC003 - tables read best with a row a line
 from __future__ import annotations
 
 import json

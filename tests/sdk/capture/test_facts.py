@@ -3,7 +3,7 @@
 The programs run for real: SDK, journal, sender; only the server is absent (offline). Worlds are played once and shared by their facts.
 """
 
-# ruff: noqa: E501, SIM905, ISC003 - tables read best with a row a line
+# ruff: noqa: E501 - tables read best with a row a line
 from __future__ import annotations
 
 import json

@@ -1,6 +1,6 @@
 """What a program opens and writes is heard in it and in its children; a rerun is kept inside its folder."""
 
-# ruff: noqa: E501, SIM905, ISC003 - tables read best with a row a line
+# ruff: noqa: E501 - tables read best with a row a line
 from __future__ import annotations
 
 import json

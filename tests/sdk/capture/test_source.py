@@ -1,6 +1,6 @@
 """The source snapshot: whatever a repository holds, what is restored from manifest and blobs is the same tree."""
 
-# ruff: noqa: E501, SIM905, ISC003 - tables read best with a row a line
+# ruff: noqa: E501 - tables read best with a row a line
 from __future__ import annotations
 
 import json
@@ -218,7 +218,7 @@ def test_ignored_and_outside_modules_that_were_imported_are_taken(tmp_path: Path
         "generated": str(world.root / "generated.py"), "tools": str(library / "tools/__init__.py"), "tools.deep.more": str(library / "tools/deep/more.py"),
         "single": str(library / "single.py"), "__mp_main__": str(world.root / "train.py"), "sdk": source.__file__, "json": json.__file__,
     }  # fmt: skip
-    _, value, manifest = _take(world, modules=modules)
+    _, _, manifest = _take(world, modules=modules)
     [mount] = manifest["mounts"]
     paths = {each["path"] for each in manifest["files"]}
     assert mount["at"] == str(library)

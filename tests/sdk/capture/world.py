@@ -87,7 +87,8 @@ class World:
         time.sleep(0.05)
         done = subprocess.run(
             [sys.executable, *(start or ["train.py"]), *arguments],
-            cwd=cwd or self.root, env=self.environ(**(env or {})), capture_output=True, text=True, timeout=240, preexec_fn=before, check=False,
+            cwd=cwd or self.root, env=self.environ(**(env or {})), capture_output=True, text=True, timeout=240,
+            preexec_fn=before, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         self.output = done.stdout
