@@ -1,5 +1,6 @@
 """The source snapshot: whatever a repository holds, what is restored from manifest and blobs is the same tree."""
 
+# ruff: noqa: E501 - tables read best with a row a line
 from __future__ import annotations
 
 import json
@@ -42,7 +43,13 @@ def _tree(root: Path) -> str:
             mode = os.lstat(path).st_mode
             link = stat.S_ISLNK(mode)
             data = os.readlink(path) if link else Path(os.fsdecode(path)).read_bytes()
-            files.append((os.path.relpath(path, os.fsencode(root)), "120000" if link else "100755" if mode & 0o100 else "100644", digests.digest(data)))
+            files.append(
+                (
+                    os.path.relpath(path, os.fsencode(root)),
+                    "120000" if link else "100755" if mode & 0o100 else "100644",
+                    digests.digest(data),
+                )
+            )
     return source.tree_digest(sorted(files))
 
 
@@ -102,7 +109,12 @@ def test_a_tree_restored_from_manifest_and_blobs_has_the_equal_digest(tmp_path: 
     for path in ("crlf.txt", "binary.dat", "both.py", "données/日本 語.py", ODD, "name with\nline end.txt", "nested/inner.py", "empty.txt"):
         assert (restored / path).read_bytes() == (world.root / path).read_bytes()
     assert os.access(restored / "run.sh", os.X_OK)
-    assert [os.readlink(restored / each) for each in ("link", "broken", "to-folder", "new/link")] == ["train.py", "/nowhere/at/all", "données", "../train.py"]
+    assert [os.readlink(restored / each) for each in ("link", "broken", "to-folder", "new/link")] == [
+        "train.py",
+        "/nowhere/at/all",
+        "données",
+        "../train.py",
+    ]
     assert not any((restored / each).exists() for each in ("gone.py", "ignored", "noise.log", "big.bin", "pipe"))
     assert {each["path"] for each in value["left_out"]} >= {"big.bin"}
     assert all("path_b64" in each or each["path"].isprintable() or "\n" in each["path"] for each in manifest["files"])
@@ -168,7 +180,7 @@ def test_a_file_changed_since_the_start_is_flagged(tmp_path: Path) -> None:
 def test_a_file_with_a_secret_is_left_out_and_named(tmp_path: Path) -> None:
     """A token in a tracked file keeps that file out of the snapshot, and preflight is told why."""
     world = World(tmp_path)
-    world.write("settings.py", 'TOKEN = "gh' + 'p_' + "a1B2c3D4e5" * 4 + '"\n')
+    world.write("settings.py", 'TOKEN = "gh' + "p_" + "a1B2c3D4e5" * 4 + '"\n')
     world.write(".env", "X=1\n")
     world.commit("oops")
     fake, value, _ = _take(world)
@@ -206,7 +218,7 @@ def test_ignored_and_outside_modules_that_were_imported_are_taken(tmp_path: Path
         "generated": str(world.root / "generated.py"), "tools": str(library / "tools/__init__.py"), "tools.deep.more": str(library / "tools/deep/more.py"),
         "single": str(library / "single.py"), "__mp_main__": str(world.root / "train.py"), "sdk": source.__file__, "json": json.__file__,
     }  # fmt: skip
-    _, value, manifest = _take(world, modules=modules)
+    _, _, manifest = _take(world, modules=modules)
     [mount] = manifest["mounts"]
     paths = {each["path"] for each in manifest["files"]}
     assert mount["at"] == str(library)
