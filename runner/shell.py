@@ -104,7 +104,7 @@ def run(
 
 
 def start_quietly(command: Sequence[str | Path], *, env: Mapping[str, str], log: Path, cwd: Path | None = None) -> subprocess.Popen:
-    """A helper that runs beside the program (the journal's sender), its output in ``log``. It leads its own session."""
+    """A helper that nobody waits for, its output in ``log``. It leads its own session."""
     with log.open("ab") as file:
         return subprocess.Popen(
             [str(part) for part in command],
@@ -115,17 +115,6 @@ def start_quietly(command: Sequence[str | Path], *, env: Mapping[str, str], log:
             stderr=file,
             start_new_session=True,
         )
-
-
-def end(process: subprocess.Popen, *, grace_seconds: float = 10) -> int:
-    """Asks a helper to end, then makes it; returns its status."""
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(grace_seconds)
-        except subprocess.TimeoutExpired:
-            _kill_group(process.pid)
-    return process.wait()
 
 
 def _kill_group(pid: int) -> None:

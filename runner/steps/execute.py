@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -58,7 +57,8 @@ def run(job: Job) -> str:
         job.report.check()
         _drain(job, sender)
     finally:
-        shell.end(sender)
+        sender.kill()
+        sender.wait(KILL_SECONDS)
     job.evidence |= {"exit_code": ended.exit_code, "signal": ended.signal, "seconds": ended.seconds, "isolation": job.isolation.name}
     if ended.exit_code != 0:
         how = f"signal {ended.signal}" if ended.signal else f"exit status {ended.exit_code}"
@@ -107,8 +107,11 @@ def _rng(job: Job) -> dict[str, dict[str, str | list[str]]] | None:
     return ranks or None
 
 
-def _send(job: Job) -> subprocess.Popen:
-    """The journal's sender: the SDK's own command in a process of its own, with the job's key, outside the isolation."""
+def _send(job: Job) -> Program:
+    """The journal's sender: the SDK's own command in a process of its own, with the job's key, outside the isolation.
+
+    Under a supervisor too, so that it does not outlive a worker that is killed.
+    """
     encore = Path(sys.executable).parent / "encore"
     start = [str(encore)] if encore.exists() else [sys.executable, "-c", "import sys; from sdk._cli import main; sys.exit(main())"]
     env = shell.bare_environment(
@@ -120,12 +123,8 @@ def _send(job: Job) -> subprocess.Popen:
         GIT_CONFIG_GLOBAL="/dev/null",
         GIT_CONFIG_SYSTEM="/dev/null",
     )
-    return shell.start_quietly(
-        [*start, "sync", "--watch", str(job.folder.journal), "--capture", "--until-finished"],
-        env=env,
-        log=job.folder.sender_log,
-        cwd=job.folder.path,
-    )
+    command = [*start, "sync", "--watch", str(job.folder.journal), "--capture", "--until-finished"]
+    return Program(command, env=env, cwd=str(job.folder.path), output=job.folder.sender_log)
 
 
 def _watch(job: Job, program: Program) -> Ended:
@@ -152,16 +151,17 @@ def _watch(job: Job, program: Program) -> Ended:
     return ended
 
 
-def _drain(job: Job, sender: subprocess.Popen) -> None:
+def _drain(job: Job, sender: Program) -> None:
     """Waits until the tracker has all that was logged."""
     if not any(job.folder.journal.glob("*/*/writer.json")):
         return  # it died before init; there is nothing to send
     end = time.monotonic() + DRAIN_SECONDS
-    while sender.poll() is None:
+    while (ended := sender.wait(0.05)) is None:
         job.report.check()
         if time.monotonic() > end:
             raise WorkerFault(f"the journal was not delivered within {DRAIN_SECONDS:.0f} s; it is kept in {job.folder.journal}")
-        time.sleep(0.05)
-    if sender.returncode != 0:
+    if ended.exit_code != 0:
         told = job.folder.sender_log.read_text(errors="replace")[-2000:]
-        raise WorkerFault(f"the sender of the journal ended with {sender.returncode}: {told}")
+        raise WorkerFault(
+            f"the sender of the journal ended with {ended.exit_code if ended.signal is None else ended.signal} {ended.error or ''}: {told}"
+        )
