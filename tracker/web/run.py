@@ -15,8 +15,9 @@ from tracker.domain import keys
 from tracker.domain.lifecycle import RunState
 from tracker.models import KeyDefinition, MetricSummary, Run
 from tracker.services import preflight as preflights
-from tracker.services import projects
+from tracker.services import projects, summaries
 from tracker.services import runs as service
+from tracker.store import reading
 from tracker.web import shell_words
 from tracker.web.page import page
 from tracker.web.summaries import metric_rows
@@ -74,6 +75,7 @@ def head(request: HttpRequest, run: Run, tab: str) -> dict:
         "seconds": (run.finished_at - (run.started_at or run.created_at)).total_seconds() if run.finished_at else None,
         "since": run.started_at or run.created_at,
         "poll_url": request.path,
+        "key_count": counts["charts"] + system_count,
     }
 
 
@@ -146,10 +148,14 @@ def _charts(request: HttpRequest, run_id: str, tab: str) -> HttpResponse:
     context = head(request, run, tab)
     rows = MetricSummary.objects.filter(run=run)
     rows = rows.filter(key__startswith=SYSTEM) if tab == "system" else rows.exclude(key__startswith=SYSTEM)
-    found = list(rows.values("key").annotate(ranks=Count("rank", distinct=True)).order_by("key")[: MOST_PANELS + 1])
+    found = list(rows.values("key").annotate(ranks=Count("rank", distinct=True)).order_by("key"))
+    names = [row["key"] for row in found]
+    if len(names) >= summaries.MOST_KEYS // 2 and context["key_count"] >= summaries.MOST_KEYS:
+        # Summaries are bounded; the series themselves know every name.
+        names = sorted(key for key in reading.keys_of(run.id) if key.startswith(SYSTEM) == (tab == "system"))
     context.update(
-        sections=sections([row["key"] for row in found[:MOST_PANELS]], system=tab == "system"),
-        more=len(found) > MOST_PANELS,
+        sections=sections(names[:MOST_PANELS], system=tab == "system"),
+        more=len(names) > MOST_PANELS,
         ranks=max((row["ranks"] for row in found), default=1),
         most=MOST_PANELS,
         chart_runs_json=json.dumps([{"id": run.id, "name": run.name, "colour": 0}]),
