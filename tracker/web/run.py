@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from django.contrib import messages
-from django.db.models import Count, Sum
+from django.db.models import Count
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
@@ -19,6 +19,7 @@ from tracker.services import projects, summaries
 from tracker.services import runs as service
 from tracker.store import reading
 from tracker.web import shell_words
+from tracker.web.columns import first_look
 from tracker.web.page import page
 from tracker.web.summaries import metric_rows
 from tracker.web.trees import config_tree
@@ -126,11 +127,9 @@ def overview(request: HttpRequest, run_id: str) -> HttpResponse:
 def headline(run: Run, most: int = 2) -> list[str]:
     """The keys worth a look before any other: what is evidence (losses, qualities), validation first, the longest first."""
     definitions = list(KeyDefinition.objects.filter(run=run).order_by("id").values_list("pattern", "fields"))
-    rows = MetricSummary.objects.filter(run=run, count__gt=1).exclude(key__startswith=SYSTEM).values("key").annotate(points=Sum("count"))
-    found = [(row["key"], row["points"]) for row in rows[:500] if keys.meaning(row["key"], definitions).evidence]
-    names = ("loss", "accuracy", "acc")
-    found.sort(key=lambda one: (one[0].rpartition("/")[2] not in names, not one[0].startswith("val"), -one[1], one[0]))
-    return [key for key, _ in found[:most]]
+    rows = MetricSummary.objects.filter(run=run, count__gt=1).exclude(key__startswith=SYSTEM).values("key").distinct()
+    evident = [row["key"] for row in rows[:500] if keys.meaning(row["key"], definitions).evidence]
+    return sorted(evident, key=lambda key: first_look(key, definitions))[:most]
 
 
 @page

@@ -260,8 +260,7 @@ def test_a_token_is_made_shown_and_revoked(tab, people):
     assert Token.objects.get(name="laptop").revoked_at
 
 
-@pytest.mark.parametrize("width", [390, 1440, 3840])
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize(("width", "theme"), [(390, "light"), (1440, "dark"), (3840, "light")])
 def test_no_page_is_wider_than_its_window(tab, people, width, theme):
     run = fill.run_of(people["alice"], "gpt", fill.LONG[:240], steps=30, tags=["t" * 100], config={"k" * 200: "v" * 400})
     one = fill.reproduction_of(run, None, "blocked", people["alice"])
