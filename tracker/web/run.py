@@ -173,8 +173,8 @@ def sections(names: list[str], system: bool = False) -> list[dict]:
         groups.setdefault(prefix if slash or system else "", []).append(key)
     out, shown = [], 0
     # What judges a model comes before what clocks a machine.
-    evident = {prefix: any(keys.meaning(key).evidence for key in members) for prefix, members in groups.items()}
-    for prefix, members in sorted(groups.items(), key=lambda one: (not evident[one[0]], one[0])):
+    order = {prefix: min(first_look(key) for key in members)[:3] for prefix, members in groups.items()}
+    for prefix, members in sorted(groups.items(), key=lambda one: (order[one[0]], one[0])):
         out.append({"name": prefix or "metrics", "keys": members, "open": shown < OPEN_PANELS})
         shown += len(members)
     return out

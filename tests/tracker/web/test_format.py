@@ -83,7 +83,7 @@ def test_twenty_runs_have_twenty_colours_and_the_first_keeps_its_own():
 
 def test_panels_are_grouped_by_what_stands_before_the_slash():
     found = sections(["loss", "train/a", "train/b", "val/a"])
-    assert [(one["name"], len(one["keys"])) for one in found] == [("metrics", 1), ("train", 2), ("val", 1)]
+    assert [(one["name"], len(one["keys"])) for one in found] == [("metrics", 1), ("val", 1), ("train", 2)]
 
 
 def test_the_command_reads_as_one_would_type_it():
