@@ -75,7 +75,7 @@ def requirements(job: Job, packages: Any) -> tuple[list[str], list[tuple[str, st
 def _vcs(url: str, origin: dict[str, Any]) -> str | None:
     if re.fullmatch(r"git\+(https|ssh)://[^\s;#]+", url):
         return url
-    commit = str(origin.get("hash") or "")
+    commit = str(origin.get("commit") or "")
     if re.fullmatch(r"https://[^\s;#@]+", url) and re.fullmatch(r"[0-9a-f]{7,64}", commit):
         return f"git+{url}@{commit}"
     return None

@@ -185,7 +185,7 @@ def detail(request: HttpRequest, reproduction_id: str) -> HttpResponse:
         "chart_runs_json": json.dumps(chart_runs),
         "can_edit": Run.objects.editable_by(request.user).filter(id=original.id).exists(),
         "waiting_for_worker": job.state == JobState.QUEUED.value and not any(is_here(w) for w in Worker.objects.all()),
-        "overrides": flat(one.overrides) if one.overrides else {},
+        "overrides": flat({name: changed for name, changed in (one.overrides or {}).items() if changed}),
         "seconds": (job.finished_at - job.started_at).total_seconds() if job.finished_at and job.started_at else None,
         "rerun_live": bool(rerun and not RunState(rerun.state).is_terminal),
     }
