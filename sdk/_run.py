@@ -20,7 +20,9 @@ from ._journal import Writer
 from ._plain import plain, text
 from .errors import UsageError
 
-NOTE_VARIABLE = "ENCORE_RUN_NOTE"  # set by `encore run`: a file that takes the writer's folder, so that the parent can leave the exit status there
+NOTE_VARIABLE = (
+    "ENCORE_RUN_NOTE"  # set by `encore run`: a file that takes the writer's folder, so that the parent can leave the exit status there
+)
 
 _turns = 0  # runs this process has begun
 
@@ -71,7 +73,9 @@ class Run:
             if root != self.settings.journal:
                 _settings_say(f"the journal lies in {root} instead")
             return writer
-        _settings_say("training goes on, but nothing of this run is kept: free some space or set ENCORE_JOURNAL to a folder that can be written")
+        _settings_say(
+            "training goes on, but nothing of this run is kept: free some space or set ENCORE_JOURNAL to a folder that can be written"
+        )
         return None
 
     def _writer_facts(self, parent: str | None = None) -> dict[str, Any]:
@@ -101,7 +105,13 @@ class Run:
             return
         note = os.environ.pop(NOTE_VARIABLE, None)
         writer.emit({"type": "event", "name": "start", "data": {"rank": self.rank, "world_size": self.launch.world_size}})
-        for step in (self._begin_capture, lambda: self._bootstrapped(writer, note), lambda: _exit.mark_signals(writer.folder), self._start_sender, self._start_console):
+        for step in (
+            self._begin_capture,
+            lambda: self._bootstrapped(writer, note),
+            lambda: _exit.mark_signals(writer.folder),
+            self._start_sender,
+            self._start_console,
+        ):
             try:
                 step()
             except Exception as error:
@@ -116,7 +126,8 @@ class Run:
         writer.emit({"type": "recipe", "section": "command", "value": {"bootstrap": "encore run"}, "merge": True})
 
     def _begin_capture(self) -> None:
-        _capture.begin(self.writer)
+        if self.writer is not None:
+            _capture.begin(self.writer)
 
     def _start_sender(self) -> None:
         if self.settings.sender == "external" or self.writer is None:
@@ -154,7 +165,7 @@ class Run:
     # Ending ---------------------------------------------------------------------------------------------------------------------
 
     def finish(self, exit_code: int | None = None, _outcome: Mapping[str, Any] | None = None) -> None:
-        """Ends the run: says how, then waits for delivery, at most ENCORE_FINISH_SECONDS; the sender goes on with what is left. Never raises."""
+        """Ends the run and waits for delivery, at most ENCORE_FINISH_SECONDS; the sender goes on with what is left. Never raises."""
         if self._pid != os.getpid():
             return self._finish_child()
         with self._closing:
@@ -270,7 +281,10 @@ def _finalize_child(run: Run) -> None:
 # The current run ----------------------------------------------------------------------------------------------------------------
 
 current: Run | None = None
-_rebind_face: Callable[[Run | None], None] = lambda run: None
+
+
+def _rebind_face(run: Run | None) -> None:
+    """Replaced by the face (`on_change`): this module does not know it."""
 
 
 def _rebind(run: Run) -> None:
@@ -287,7 +301,7 @@ def _forget(run: Run) -> None:
 
 def on_change(rebind: Callable[[Run | None], None]) -> None:
     global _rebind_face
-    _rebind_face = rebind
+    _rebind_face = rebind  # type: ignore[assignment]
 
 
 def init(arguments: Mapping[str, Any], held: bool) -> Run:
@@ -359,13 +373,15 @@ def _greet(run: Run) -> None:
     elif run.settings.sender == "external":
         return
     elif run.url is None:
-        _settings_say(f"no server is known (encore login, or ENCORE_URL); run {run.id} is kept, send it with: encore sync {run.writer.folder.parent}")
+        _settings_say(
+            f"no server is known (encore login, or ENCORE_URL); run {run.id} is kept, send it with: encore sync {run.writer.folder.parent}"
+        )
     else:
         _settings_say(f"run {run.url}")
 
 
 def lay_over(config: Any, overrides: Mapping[str, Any]) -> set[str]:
-    """In a rerun: put the overrides into the program's own config object (a dict or an argparse Namespace it goes on using). Returns those put."""
+    """In a rerun: put the overrides into the program's own config object (a dict or Namespace it goes on using). Returns those put."""
     put: set[str] = set()
     from ._config import _like
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import _liveness, _wire
+from .._ids import id_bytes
 from .._journal import write_json
+from .._plain import dumps
 from .._reader import Chunk, Reader, read_json
 from .._records import DOC, NO_STEP, RECORD, RECORD_BYTES, SEGMENT_HEADER, SEGMENT_MAGIC, padded, segment_name
-from .._ids import id_bytes
-from .._plain import dumps
 from .._transport import Answer, Transport, compress
 from . import limits
 
@@ -52,6 +52,9 @@ class Outbox:
                 docs.append(doc)
                 if doc.get("type") == "event" and doc.get("name") == "finish":
                     self.finish, self.finish_record = dict(doc.get("data") or {}), number
+                    if self.next > number and not self.sealed and self.opened:  # it was sent before it was seen here
+                        self.sealed = True
+                        self._write_ack()
         return docs
 
     @property
@@ -141,8 +144,8 @@ class Outbox:
     def _write_ack(self) -> None:
         try:
             write_json(self.folder / "ack.json", {"next": self.next, "sealed": self.sealed, **({"gone": True} if self.gone_told else {})})
-        except OSError:  # a full or read-only disk: the server knows what it has
-            pass
+        except OSError:
+            return  # a full or read-only disk: the server knows what it has
 
     def _unlink(self) -> None:
         upto = min(self.next, self.eyes.next)
@@ -187,7 +190,9 @@ class Outbox:
         number = max([int(path.stem) for path in self.reader.segments()], default=-1) + 1
         time_ns = (time.time_ns() // 1000 - self.about["anchor_wall_us"]) * 1000
         body = RECORD.pack(0, 0x4E45, DOC, 0, RECORD_BYTES + len(payload), 0, record, NO_STEP, time_ns)[4:] + payload
-        head = SEGMENT_HEADER.pack(SEGMENT_MAGIC, SEGMENT_HEADER.size, 0, number, record, id_bytes(self.id), self.about["anchor_wall_us"], 0)
+        head = SEGMENT_HEADER.pack(
+            SEGMENT_MAGIC, SEGMENT_HEADER.size, 0, number, record, id_bytes(self.id), self.about["anchor_wall_us"], 0
+        )
         from zlib import crc32
 
         aside = self.folder / f".{segment_name(number)}"

@@ -213,9 +213,9 @@ class RunSender:
         """One batch of one writer at most."""
         assert self.transport is not None
         if not box.opened:
-            answer = box.open(self.transport)
-            self.run_url = (answer.get("run") or {}).get("url") or self.run_url
-            self._heed(answer)
+            said = box.open(self.transport)
+            self.run_url = (said.get("run") or {}).get("url") or self.run_url
+            self._heed(said)
         chunk = box.read()
         if chunk is None:
             if not (self.folder / box.id / "ack.json").exists():
@@ -307,7 +307,13 @@ class RunSender:
             if start is None or abs(start - float(about.get("pid_started") or -1)) > 0.02:
                 continue
             if self.node is not None:
-                self.node.writer.emit({"type": "event", "name": "signal", "data": {"writer": box.id, "signal": int(signal.SIGTERM), "why": "stop was asked for"}})
+                self.node.writer.emit(
+                    {
+                        "type": "event",
+                        "name": "signal",
+                        "data": {"writer": box.id, "signal": int(signal.SIGTERM), "why": "stop was asked for"},
+                    }
+                )
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGTERM)
 
@@ -322,7 +328,12 @@ class RunSender:
     def _upload(self) -> None:
         """In a thread: a gigabyte on its way must not hold back the points."""
         now = time.monotonic()
-        if self.blobs is None or self.fatal or now < self._uploads_after or not any(box.opened or box.next for box in self.outboxes.values()):
+        if (
+            self.blobs is None
+            or self.fatal
+            or now < self._uploads_after
+            or not any(box.opened or box.next for box in self.outboxes.values())
+        ):
             return
         if self._uploads is not None:
             if self._uploads.is_alive():

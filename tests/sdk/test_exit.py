@@ -112,7 +112,9 @@ def test_what_cannot_speak_is_seen_to_be_gone(shop: Shop, server: Server, end: s
 def test_encore_run_knows_the_status_of_what_it_started(shop: Shop, server: Server) -> None:
     """A program without a line of ours: tracked, its output kept, its status returned, also after os._exit."""
     script = shop.work / "plain.py"
-    script.write_text("import os, sys\nprint('hello', sys.argv[1:], __name__, os.environ['PYTHONHASHSEED'], flush=True)\nos._exit(int(sys.argv[1]))\n")
+    script.write_text(
+        "import os, sys\nprint('hello', sys.argv[1:], __name__, os.environ['PYTHONHASHSEED'], flush=True)\nos._exit(int(sys.argv[1]))\n"
+    )
     done = shop.encore("run", "--project", "q", "--", sys.executable, str(script), "5", server=server)
     assert done.returncode == 5, done.stderr
     assert done.stdout.strip() == "hello ['5'] __main__ 0"
@@ -197,5 +199,3 @@ def test_finish_is_bounded(shop: Shop, down: Server) -> None:
     done = shop.run(START, down, ENCORE_FINISH_SECONDS="1")
     assert done.returncode == 0
     assert "encore sync" in done.stderr
-
-

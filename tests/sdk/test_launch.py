@@ -28,18 +28,42 @@ def both(ranks: list[dict[str, str]]) -> list[_launch.Launch]:
         ),
         (
             "slurm",
-            {"SLURM_JOB_ID": "41", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_CLUSTER_NAME": "c", "SLURM_NNODES": "2", "SLURM_RESTART_COUNT": "2"},
+            {
+                "SLURM_JOB_ID": "41",
+                "SLURM_STEP_ID": "0",
+                "SLURM_NTASKS": "2",
+                "SLURM_CLUSTER_NAME": "c",
+                "SLURM_NNODES": "2",
+                "SLURM_RESTART_COUNT": "2",
+            },
             lambda r: {"SLURM_PROCID": str(r), "SLURM_LOCALID": "0"},
         ),
-        ("mpi", {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "2", "PMIX_NAMESPACE": "prterun-h-12@1"}, lambda r: {"OMPI_COMM_WORLD_RANK": str(r)}),
+        (
+            "mpi",
+            {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "2", "PMIX_NAMESPACE": "prterun-h-12@1"},
+            lambda r: {"OMPI_COMM_WORLD_RANK": str(r)},
+        ),
         ("mpi", {"PMI_SIZE": "2", "MPI_LOCALNRANKS": "2"}, lambda r: {"PMI_RANK": str(r), "MPI_LOCALRANKID": str(r)}),
         (
             "horovod",
-            {"HOROVOD_SIZE": "2", "HOROVOD_LOCAL_SIZE": "2", "HOROVOD_GLOO_RENDEZVOUS_ADDR": "127.0.0.1", "HOROVOD_GLOO_RENDEZVOUS_PORT": "4711"},
+            {
+                "HOROVOD_SIZE": "2",
+                "HOROVOD_LOCAL_SIZE": "2",
+                "HOROVOD_GLOO_RENDEZVOUS_ADDR": "127.0.0.1",
+                "HOROVOD_GLOO_RENDEZVOUS_PORT": "4711",
+            },
             lambda r: {"HOROVOD_RANK": str(r), "HOROVOD_LOCAL_RANK": str(r)},
         ),
-        ("deepspeed", {"WORLD_SIZE": "2", "LOCAL_SIZE": "2", "CROSS_RANK": "0", "CROSS_SIZE": "1"}, lambda r: {"RANK": str(r), "LOCAL_RANK": str(r)}),
-        ("accelerate", {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "ACCELERATE_MIXED_PRECISION": "no"}, lambda r: {"RANK": str(r)}),
+        (
+            "deepspeed",
+            {"WORLD_SIZE": "2", "LOCAL_SIZE": "2", "CROSS_RANK": "0", "CROSS_SIZE": "1"},
+            lambda r: {"RANK": str(r), "LOCAL_RANK": str(r)},
+        ),
+        (
+            "accelerate",
+            {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "ACCELERATE_MIXED_PRECISION": "no"},
+            lambda r: {"RANK": str(r)},
+        ),
     ],
 )
 def test_each_launcher(kind, shared, per_rank) -> None:
@@ -56,7 +80,10 @@ def test_each_launcher(kind, shared, per_rank) -> None:
 def test_launches_of_the_same_name_space_differ() -> None:
     """Another SLURM step, another elastic id, another cluster: other runs."""
     base = {"SLURM_JOB_ID": "41", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_CLUSTER_NAME": "c"}
-    ids = {_launch.detect({**base, **change}).run_id()[0] for change in ({}, {"SLURM_STEP_ID": "1"}, {"SLURM_JOB_ID": "42"}, {"SLURM_CLUSTER_NAME": "d"})}
+    ids = {
+        _launch.detect({**base, **change}).run_id()[0]
+        for change in ({}, {"SLURM_STEP_ID": "1"}, {"SLURM_JOB_ID": "42"}, {"SLURM_CLUSTER_NAME": "d"})
+    }
     assert len(ids) == 4
 
 
@@ -94,7 +121,9 @@ def test_torchrun_with_two_ranks_gives_one_run(shop: Shop, server: Server) -> No
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port, str(script)]
-    done = subprocess.run(command, env=shop.environment(server, OMP_NUM_THREADS="1"), cwd=shop.work, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        command, env=shop.environment(server, OMP_NUM_THREADS="1"), cwd=shop.work, capture_output=True, text=True, timeout=200
+    )
     assert done.returncode == 0, done.stderr
     assert until(lambda: len(server.finishes()) == 2)
     trainers = [about for about in server.writers.values() if about["kind"] == "trainer"]

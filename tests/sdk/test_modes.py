@@ -22,7 +22,11 @@ TRAIN = """
 
 def test_disabled_writes_and_sends_nothing(shop: Shop, server: Server) -> None:
     """ENCORE_MODE=disabled: the same program, no file, no process, no request."""
-    done = shop.run(TRAIN + "    assert sdk.config.lr == 0.1\n    sdk.alert('a'); sdk.define('x', goal='min'); sdk.seed(3)\n", server, ENCORE_MODE="disabled")
+    done = shop.run(
+        TRAIN + "    assert sdk.config.lr == 0.1\n    sdk.alert('a'); sdk.define('x', goal='min'); sdk.seed(3)\n",
+        server,
+        ENCORE_MODE="disabled",
+    )
     assert done.returncode == 0, done.stderr
     assert not shop.journal.exists()
     assert not server.requests
@@ -66,7 +70,9 @@ def test_credentials_come_from_the_home_and_go_nowhere_else(shop: Shop, server: 
 def test_the_environment_names_project_run_group_and_tags(shop: Shop, server: Server) -> None:
     """ENCORE_RUN_ID, NAME, GROUP, TAGS, PROJECT; arguments come first; the project defaults to the repository's folder."""
     program = "import sdk; sdk.init(); sdk.log({'x': 1.0})"
-    done = shop.run(program, server, ENCORE_RUN_ID="b" * 26, ENCORE_NAME="night", ENCORE_GROUP="g", ENCORE_TAGS="a, b", ENCORE_PROJECT="proj")
+    done = shop.run(
+        program, server, ENCORE_RUN_ID="b" * 26, ENCORE_NAME="night", ENCORE_GROUP="g", ENCORE_TAGS="a, b", ENCORE_PROJECT="proj"
+    )
     assert done.returncode == 0, done.stderr
     run = next(iter(server.writers.values()))["run"]
     assert (run["id"], run["name"], run["group"], run["tags"], run["project"]) == ("b" * 26, "night", "g", ["a", "b"], "proj")
@@ -93,7 +99,9 @@ def test_a_users_folder_of_our_name_shadows_no_part_of_the_sender(shop: Shop, se
     done = shop.run(program, server)
     assert done.returncode == 0, done.stderr
     assert until(lambda: server.finishes())
-    assert not list(shop.journal.glob("*/sender.log")) or "wrong module" not in "".join(p.read_text() for p in shop.journal.glob("*/sender.log"))
+    assert not list(shop.journal.glob("*/sender.log")) or "wrong module" not in "".join(
+        p.read_text() for p in shop.journal.glob("*/sender.log")
+    )
 
 
 def test_doctor_names_the_shadowing_folder(shop: Shop, server: Server) -> None:
@@ -104,7 +112,9 @@ def test_doctor_names_the_shadowing_folder(shop: Shop, server: Server) -> None:
     code = f"import sys; sys.path[:0] = [{str(ROOT)!r}]; from sdk._cli import main; sys.exit(main())"
     import subprocess
 
-    done = subprocess.run([sys.executable, "-c", code, "doctor"], cwd=shop.work, env=shop.environment(server), capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code, "doctor"], cwd=shop.work, env=shop.environment(server), capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 1
     assert str(shop.work / "sdk") in done.stdout
 
@@ -157,7 +167,18 @@ def test_strict_mode_raises_in_the_program(shop: Shop) -> None:
 def test_a_rerun_lays_its_values_over_the_scripts(shop: Shop, server: Server) -> None:
     """ENCORE_RERUN: config wins over what the script passes, also in the script's own dict; what nobody reads is reported."""
     rerun = shop.folder / "rerun.json"
-    rerun.write_text(json.dumps({"format": 1, "run": "c" * 26, "job_folder": str(shop.folder), "config": {"seed": 7, "model.layers": 3, "unused": 1, "lr": 1}, "rng": None, "redirect": {}}))
+    rerun.write_text(
+        json.dumps(
+            {
+                "format": 1,
+                "run": "c" * 26,
+                "job_folder": str(shop.folder),
+                "config": {"seed": 7, "model.layers": 3, "unused": 1, "lr": 1},
+                "rng": None,
+                "redirect": {},
+            }
+        )
+    )
     program = """
         import sdk
         mine = {"lr": 0.1, "seed": 1, "model": {"layers": 12, "width": 4}}
@@ -178,7 +199,9 @@ def test_a_rerun_lays_its_values_over_the_scripts(shop: Shop, server: Server) ->
 def test_an_override_the_script_cannot_see_is_reported(shop: Shop, server: Server) -> None:
     """A literal passed to init and a variable of its own: the rerun says that the value was not applied."""
     rerun = shop.folder / "rerun.json"
-    rerun.write_text(json.dumps({"format": 1, "run": "d" * 26, "job_folder": str(shop.folder), "config": {"lr": 0.9}, "rng": None, "redirect": {}}))
+    rerun.write_text(
+        json.dumps({"format": 1, "run": "d" * 26, "job_folder": str(shop.folder), "config": {"lr": 0.9}, "rng": None, "redirect": {}})
+    )
     shop.run("import sdk\nlr = 0.1\nsdk.init(project='p', config={'lr': lr})\nsdk.log({'lr': lr})", server, ENCORE_RERUN=str(rerun))
     assert until(lambda: server.docs("event", "override_not_applied"))
 
