@@ -16,9 +16,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-# Words that make a name secret, as whole parts of the name: `API_KEY` and `apiKey` are, `monkey`, `keys`, `tokens_per_second` and `key_dim` are not.
+# Words that make a name secret, as whole parts of it: `API_KEY` and `apiKey` are, `monkey`, `tokens_per_second` and `key_dim` are not.
 _SECRET_PARTS = frozenset(
-    ["password", "passwd", "passphrase", "pwd", "secret", "secrets", "credential", "credentials", "apikey", "authtoken", "accesskey", "privatekey", "bearer", "webhook", "dsn"]
+    """
+    password passwd passphrase pwd secret secrets credential credentials apikey authtoken accesskey privatekey bearer webhook
+    dsn
+    """.split()  # noqa: SIM905 - a list of words reads best as words
 )
 _SECRET_ENDINGS = (
     ("token",),
@@ -36,11 +39,19 @@ _SECRET_ENDINGS = (
     ("connection", "string"),
 )
 _KEY_OWNERS = frozenset(
-    ["aws", "azure", "gcp", "google", "openai", "anthropic", "wandb", "neptune", "comet", "hf", "huggingface", "github", "gitlab", "slack", "kaggle", "stripe", "deepl", "cohere", "mistral", "groq", "replicate", "langchain", "langsmith", "pinecone", "weaviate", "sentry", "datadog", "newrelic", "mlflow", "clearml", "aim", "ssh", "gpg", "pgp"]
+    """
+    aws azure gcp google openai anthropic wandb neptune comet hf huggingface github gitlab slack kaggle stripe deepl cohere
+    mistral groq replicate langchain langsmith pinecone weaviate sentry datadog newrelic mlflow clearml aim ssh gpg pgp
+    """.split()  # noqa: SIM905 - a list of words reads best as words
 )
 # Names that end like a secret and are ordinary words of this field.
 _HARMLESS = frozenset(
-    ["pad_token", "eos_token", "bos_token", "unk_token", "sep_token", "cls_token", "mask_token", "stop_token", "start_token", "image_token", "special_token", "next_token", "max_token", "min_token", "num_token", "n_token", "per_token", "prompt_token", "begin_token", "end_token", "audio_token", "video_token", "add_token", "cls_token", "dist_token", "add_bos_token", "add_eos_token", "class_token", "reg_token", "pool_token", "query_token", "use_auth", "no_auth", "image_key", "data_key", "sort_key", "primary_key", "foreign_key"]
+    """
+    pad_token eos_token bos_token unk_token sep_token cls_token mask_token stop_token start_token image_token special_token
+    next_token max_token min_token num_token n_token per_token prompt_token begin_token end_token audio_token video_token
+    add_token cls_token dist_token add_bos_token add_eos_token class_token reg_token pool_token query_token use_auth no_auth
+    image_key data_key sort_key primary_key foreign_key
+    """.split()  # noqa: SIM905 - a list of words reads best as words
 )
 
 _SPLIT = re.compile(r"[^A-Za-z0-9]+|(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
@@ -64,7 +75,10 @@ def is_secret_name(name: str) -> bool:
 _SHAPES: tuple[tuple[str, str], ...] = (
     (
         "PRIVATE_KEY",
-        r"-----BEGIN [A-Z0-9 ]{0,24}PRIVATE KEY(?: BLOCK)?-----\s+[A-Za-z0-9+/=:,.\-\s]{40,}?(?:-----END [A-Z0-9 ]{0,24}PRIVATE KEY(?: BLOCK)?-----|\Z)",
+        (
+            r"-----BEGIN [A-Z0-9 ]{0,24}PRIVATE KEY(?: BLOCK)?-----\s+[A-Za-z0-9+/=:,.\-\s]{40,}?"
+            r"(?:-----END [A-Z0-9 ]{0,24}PRIVATE KEY(?: BLOCK)?-----|\Z)"
+        ),
     ),
     ("AWS_ACCESS_KEY", r"(?<![A-Za-z0-9])(?:AKIA|ASIA|ABIA|ACCA)[A-Z2-7]{16}(?![A-Za-z0-9])"),
     ("GITHUB_TOKEN", r"(?<![A-Za-z0-9])(?:gh[pousr]_[A-Za-z0-9]{36,255}|github_pat_[A-Za-z0-9]{22}_[A-Za-z0-9]{59})(?![A-Za-z0-9])"),
@@ -89,7 +103,8 @@ _SHAPES: tuple[tuple[str, str], ...] = (
 _SHAPE = re.compile("|".join(f"(?P<{kind}>{pattern})" for kind, pattern in _SHAPES))
 # What any shape must contain; one cheap scan that spares nearly all text the expensive one.
 _HINT = re.compile(
-    r"PRIVATE KEY|AKIA|ASIA|ABIA|ACCA|gh[pousr]_|github_pat_|gl[a-z]{2,5}-|hf_|api_org_|sk-|xox|hooks\.slack|AIza|ya29|GOCSPX|k_live_|k_test_|npm_|pypi-|wandb_v1|SG\.|eyJ"
+    r"PRIVATE KEY|AKIA|ASIA|ABIA|ACCA|gh[pousr]_|github_pat_|gl[a-z]{2,5}-|hf_|api_org_|sk-|xox"
+    r"|hooks\.slack|AIza|ya29|GOCSPX|k_live_|k_test_|npm_|pypi-|wandb_v1|SG\.|eyJ"
 )
 
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{1,20}://)(?P<user>[^\s/:@'\"<>{}$]{0,128}):(?P<password>[^\s/@'\"<>{}$]{1,256})@")
@@ -125,7 +140,7 @@ def placeholder(name: str) -> str:
 
 
 def mask_text(text: str) -> str:
-    """`text` with every secret that is found in it replaced by ``${secret:NAME}``. Never raises; text without secrets comes back as the same object."""
+    """`text` with every secret that is found in it replaced by ``${secret:NAME}``. Never raises."""
     if not text:
         return text
     try:

@@ -65,9 +65,11 @@ def install() -> None:
         pass
 
 
-def begin(writer: Writer) -> None:
+def begin(writer: Writer | None) -> None:
     """Gather what only this process knows, hand the rest to the sender by `capture.json`. Never raises."""
     install()
+    if writer is None:
+        return
     state = _State()
     _states[id(writer)] = state
     rerun = _guard(state, "rerun", _read_rerun)
@@ -101,10 +103,10 @@ def begin(writer: Writer) -> None:
     _tell_sdk(writer, state)
 
 
-def complete(writer: Writer) -> None:
+def complete(writer: Writer | None) -> None:
     """At finish: what the program loaded and switched after init. Never raises."""
     state = _states.pop(id(writer), None)
-    if state is None:
+    if writer is None or state is None:
         return
     hyper.listen(None)
     before = len(state.errors)
@@ -231,9 +233,10 @@ def _at_finish(state: _State) -> dict[str, Any]:
     new = [name for name in numerics.loaded() if name not in state.loaded]
     if new:
         late["gaps"] = [
-            {"what": f"random state of {name}", "why": f"{name} was first imported after sdk.init, so its state at init is unknown", "mend": f"import {name} before sdk.init, or seed it"}
-            for name in new if name in ("numpy", "torch")
-        ]  # fmt: skip
+            {"what": f"random state of {name}", "why": f"{name} was imported after sdk.init", "mend": f"import {name} first, or seed it"}
+            for name in new
+            if name in ("numpy", "torch")
+        ]
     return late
 
 

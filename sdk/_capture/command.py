@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import sys
 from typing import Any
 
@@ -43,7 +42,7 @@ def entry(main: Any = None) -> dict[str, Any]:
     file = getattr(main, "__file__", None)
     if spec is not None and getattr(spec, "name", None):
         name = spec.name.removesuffix(".__main__")
-        return {"kind": "module", "name": name, "path": os.path.abspath(spec.origin or file) if spec.origin or file else None}
+        return {"kind": "module", "name": name, "path": os.path.abspath(str(spec.origin or file)) if spec.origin or file else None}
     shell = _ipython()
     if shell == "notebook":
         path = _notebook_path(main)
@@ -89,7 +88,7 @@ def facts(*, cwd: str, root: str, world_size: int, argv: list[str], found_entry:
         "argv": _secrets.mask_argv(argv),
         "executable": sys.executable,
         "interpreter_options": options,
-        "python": platform.python_version(),
+        "python": ".".join(map(str, sys.version_info[:3])),
         "cwd": cwd,
         "cwd_in_root": paths.inside(cwd, root),
         "entry": {**found_entry, "path_in_root": paths.inside(found_entry.get("path"), root)},

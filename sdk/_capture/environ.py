@@ -11,12 +11,18 @@ from .. import _secrets
 
 # Each steers values or speed of a training by itself.
 _PREFIXES = (
-    "CUBLAS_", "CUDA_", "CUDNN_", "NCCL_", "GLOO_", "UCX_", "OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "BLIS_", "VECLIB_", "NUMEXPR_", "NUMBA_",
-    "TORCH", "PYTORCH_", "TF_", "XLA_", "JAX_", "KERAS_", "HF_", "TRANSFORMERS_", "DIFFUSERS_", "ACCELERATE_", "DEEPSPEED_", "FSDP_", "HOROVOD_",
-    "TRITON_", "NVIDIA_", "NVTE_", "HIP_", "ROCR_", "HSA_", "MIOPEN_", "PYTHON", "LC_", "SLURM_", "OMPI_COMM_WORLD_", "PL_", "LIGHTNING_", "FLASH_ATTENTION_", "VLLM_", "RAY_", "OPENCV_", "ATEN_", "DNNL_", "ONEDNN_", "IPEX_",
+    "CUBLAS_", "CUDA_", "CUDNN_", "NCCL_", "GLOO_", "UCX_", "OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "BLIS_", "VECLIB_", "NUMEXPR_",
+    "NUMBA_", "TORCH", "PYTORCH_", "TF_", "XLA_", "JAX_", "KERAS_", "HF_", "TRANSFORMERS_", "DIFFUSERS_", "ACCELERATE_", "DEEPSPEED_",
+    "FSDP_", "HOROVOD_", "TRITON_", "NVIDIA_", "NVTE_", "HIP_", "ROCR_", "HSA_", "MIOPEN_", "PYTHON", "LC_", "SLURM_", "OMPI_COMM_WORLD_",
+    "PL_", "LIGHTNING_", "FLASH_ATTENTION_", "VLLM_", "RAY_", "OPENCV_", "ATEN_", "DNNL_", "ONEDNN_", "IPEX_",
 )  # fmt: skip
 _NAMES = frozenset(
-    ["LANG", "LANGUAGE", "TZ", "TOKENIZERS_PARALLELISM", "WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "LD_PRELOAD", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "MALLOC_ARENA_MAX", "MALLOC_CONF", "GLIBC_TUNABLES", "CONDA_DEFAULT_ENV", "CONDA_PREFIX", "VIRTUAL_ENV", "SEED", "GLOBAL_SEED", "PL_GLOBAL_SEED", "XDG_CACHE_HOME", "TMPDIR", "MPLBACKEND", "SDL_VIDEODRIVER", "MUJOCO_GL", "DISPLAY", "CXX", "CC", "CFLAGS", "CXXFLAGS", "MAX_JOBS"]
+    """
+    HOME LANG LANGUAGE TZ TOKENIZERS_PARALLELISM WORLD_SIZE RANK LOCAL_RANK LOCAL_WORLD_SIZE GROUP_RANK GROUP_WORLD_SIZE NODE_RANK
+    MASTER_ADDR MASTER_PORT LD_PRELOAD LD_LIBRARY_PATH DYLD_LIBRARY_PATH MALLOC_ARENA_MAX MALLOC_CONF GLIBC_TUNABLES
+    CONDA_DEFAULT_ENV CONDA_PREFIX VIRTUAL_ENV SEED GLOBAL_SEED PL_GLOBAL_SEED XDG_CACHE_HOME TMPDIR MPLBACKEND SDL_VIDEODRIVER
+    MUJOCO_GL DISPLAY CXX CC CFLAGS CXXFLAGS MAX_JOBS
+    """.split()  # noqa: SIM905 - a list of words reads best as words
 )
 # Set by a scheduler for one job alone, or by the shell; a rerun has its own.
 _NOT = re.compile(
@@ -30,7 +36,9 @@ IMPORTANT = (
 # Names that a program asks for by itself: os.environ["DATA_DIR"], os.environ.get("DATA_DIR"), os.getenv("DATA_DIR").
 _ASKED = re.compile(r"(?:environ(?:b)?(?:\.get|\.setdefault|\.pop)?\s*[\[(]|getenv\s*\()\s*['\"]([A-Za-z_][A-Za-z0-9_]{0,100})['\"]")
 _NEVER = frozenset(
-    ["HOME", "USER", "LOGNAME", "PATH", "PWD", "OLDPWD", "SHELL", "SHLVL", "TERM", "HOSTNAME", "MAIL", "EDITOR", "SSH_AUTH_SOCK", "SSH_CONNECTION", "SSH_CLIENT", "SSH_TTY", "_"]
+    """
+    USER LOGNAME PATH PWD OLDPWD SHELL SHLVL TERM HOSTNAME MAIL EDITOR SSH_AUTH_SOCK SSH_CONNECTION SSH_CLIENT SSH_TTY _
+    """.split()  # noqa: SIM905 - a list of words reads best as words
 )
 
 

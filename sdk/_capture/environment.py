@@ -12,12 +12,14 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from . import digests, git, paths, wheel
 
 _LOCKS = (
-    "requirements.txt", "requirements.in", "requirements.lock", "requirements-dev.txt", "pyproject.toml", "uv.lock", "poetry.lock", "pdm.lock", "pylock.toml",
-    "Pipfile", "Pipfile.lock", "environment.yml", "environment.yaml", "conda-lock.yml", "pixi.toml", "pixi.lock", "setup.py", "setup.cfg", ".python-version",
+    "requirements.txt", "requirements.in", "requirements.lock", "requirements-dev.txt", "pyproject.toml", "uv.lock", "poetry.lock",
+    "pdm.lock", "pylock.toml", "Pipfile", "Pipfile.lock", "environment.yml", "environment.yaml", "conda-lock.yml", "pixi.toml",
+    "pixi.lock", "setup.py", "setup.cfg", ".python-version",
 )  # fmt: skip
 MAX_LOCK_BYTES = 10 << 20
 
@@ -99,9 +101,27 @@ def lock(found: list[dict[str, Any]]) -> str:
     return digests.digest(digests.canonical(sorted([canonical_name(each["name"]), each["version"]] for each in found)))
 
 
-def facts(capture: dict[str, Any], root: str | None, put_blob: Callable[[bytes], str]) -> dict[str, Any]:
+def local_folders(found: list[dict[str, Any]]) -> list[str]:
+    """Project folders of what was installed editable or from a folder (less Encore's own), which no index has."""
+    folders = []
+    for each in found:
+        url = each["from"]["url"] or ""
+        if (
+            each["from"]["kind"] in ("editable", "path")
+            and url.startswith("file://")
+            and canonical_name(each["name"]) != wheel.DISTRIBUTION
+        ):
+            folder = unquote(urlsplit(url).path)
+            if os.path.isdir(folder):
+                folders.append(folder)
+    return sorted(set(folders))
+
+
+def facts(
+    capture: dict[str, Any], root: str | None, put_blob: Callable[[bytes], str], all_found: list[dict[str, Any]] | None = None
+) -> dict[str, Any]:
     """The environment section, of the trainer's interpreter (which need not be the sender's)."""
-    all_found = packages(capture.get("sys_path") or sys.path)
+    all_found = all_found or packages(capture.get("sys_path") or sys.path)
     # Encore itself is no package of the program: it comes along as a wheel, below.
     found = [each for each in all_found if canonical_name(each["name"]) != wheel.DISTRIBUTION]
     python = {
@@ -123,10 +143,13 @@ def facts(capture: dict[str, Any], root: str | None, put_blob: Callable[[bytes],
         "container": container(),
         "sdk": {"version": wheel.version(), "wheel": put_blob(wheel.build()), "filename": wheel.filename()},
     }
-    gaps = [
-        {"what": each["name"], "why": f"installed from {each['from']['url']}, which another machine does not have", "mend": "its files are stored when the program imports them; better install it from an index or a repository"}
-        for each in found if each["from"]["kind"] in ("path", "editable")
-    ]  # fmt: skip
+    gaps = []
+    for each in found:
+        if each["from"]["kind"] in ("path", "editable"):
+            why = f"installed from {each['from']['url']}, which another machine does not have"
+            gaps.append(
+                {"what": each["name"], "why": why, "mend": "its files are stored with the source; better, install a released version"}
+            )
     if value["conda"]:
         gaps.append(
             {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
@@ -12,8 +13,9 @@ from .. import _secrets
 TIMEOUT_SECONDS = 120
 # Nothing that the repository names is run, nothing is written, no prompt is shown.
 _FIXED = (
-    "git", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", "-c", "core.untrackedCache=false", "-c", "core.quotePath=false",
-    "-c", "safe.directory=*", "-c", "submodule.recurse=false", "-c", "gc.auto=0", "-c", "credential.helper=", "-c", "core.askPass=true", "--no-pager",
+    "git", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", "-c", "core.untrackedCache=false", "-c",
+    "core.quotePath=false", "-c", "safe.directory=*", "-c", "submodule.recurse=false", "-c", "gc.auto=0", "-c", "credential.helper=",
+    "-c", "core.askPass=true", "--no-pager",
 )  # fmt: skip
 _DROPPED = re.compile(
     r"^GIT_(DIR|WORK_TREE|INDEX_FILE|OBJECT_DIRECTORY|NAMESPACE|CONFIG.*|COMMON_DIR|EXTERNAL_DIFF|TRACE.*|SSH.*|ASKPASS|CEILING_DIRECTORIES)$"
@@ -102,16 +104,14 @@ def look(root: str, untracked: bool = True) -> Status:
         "remote": remotes.get("origin") or next(iter(remotes.values()), None),
         "branch": None if head.get("head") == "(detached)" else head.get("head"),
         "commit": None if commit in (None, "(initial)") else commit,
-        "dirty": dirty or bool(status.untracked),
+        "dirty": dirty,
         "unpushed": None,
     }
     if len(remotes) > 1:
         status.facts["remotes"] = remotes
     if remotes and status.facts["commit"]:
-        try:
+        with contextlib.suppress(GitFailed, ValueError):
             status.facts["unpushed"] = int(run(root, "rev-list", "--count", "HEAD", "--not", "--remotes"))
-        except (GitFailed, ValueError):
-            pass
     return status
 
 
@@ -120,7 +120,7 @@ def _remotes(root: str) -> dict[str, str]:
         lines = run(root, "config", "--local", "-z", "--get-regexp", r"^remote\..*\.url$").split(b"\0")
     except GitFailed:
         return {}
-    found = {}
+    found: dict[str, str] = {}
     for line in lines:
         name, _, url = line.decode("utf-8", "replace").partition("\n")
         if url:

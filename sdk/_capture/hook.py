@@ -7,6 +7,7 @@ more than what they tell); spawned ones find that file by ``ENCORE_OPENED``.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -58,10 +59,21 @@ _SYSTEM = (
     "/usr/share/mime/",
     "/usr/share/ca-certificates/",
 )
-_PATHS_TO_WRITE = {
-    # event: places of the paths it changes
-    "os.rename": (0, 1), "os.mkdir": (0,), "os.rmdir": (0,), "os.remove": (0,), "os.symlink": (1,), "os.link": (1,), "os.truncate": (0,), "os.chmod": (0,), "os.chown": (0,), "os.utime": (0,),
-}  # fmt: skip
+# event: (place of a path that it changes, place of the open folder that the path counts from), …
+_PATHS_TO_WRITE: dict[str, tuple[tuple[int, int], ...]] = {
+    "os.rename": ((0, 2), (1, 3)),
+    "os.link": ((1, 3),),
+    "os.symlink": ((1, 2),),
+    "os.mkdir": ((0, 2),),
+    "os.rmdir": ((0, 1),),
+    "os.remove": ((0, 1),),
+    "os.truncate": ((0, 99),),
+    "os.chmod": ((0, 2),),
+    "os.chown": ((0, 3),),
+    "os.utime": ((0, 3),),
+    "shutil.rmtree": ((0, 1),),
+}
+_FOLLOWS = ("os.truncate", "os.chmod", "os.chown", "os.utime")
 
 
 class Hook:
@@ -72,6 +84,8 @@ class Hook:
         self.before: list[tuple[str, str, str]] = []
         self.lost = 0
         self.seen: set[int] = set()
+        # The same by what the event says, of absolute names opened for reading: nearly every open of a loader after its first round.
+        self.fast: set[int] = set()
         self.folders: dict[str, int] = {}
         self.files = 0
         self.log: str | None = os.environ.get("ENCORE_OPENED") or None
@@ -101,7 +115,7 @@ class Hook:
         key = hash((path, mode))
         if key in self.seen:
             return
-        if path.startswith(self.skip) or any(part in path for part in _SKIP_PARTS):
+        if os.path.join(path, "").startswith(self.skip) or any(part in path for part in _SKIP_PARTS):
             if len(self.seen) < SEEN_AT_MOST:
                 self.seen.add(key)
             return
@@ -163,33 +177,30 @@ class Hook:
     def close_descriptor(self) -> None:
         descriptor, self.descriptor = self.descriptor, None
         if descriptor is not None:
-            try:
+            with contextlib.suppress(OSError):
                 os.close(descriptor)
-            except OSError:
-                pass
 
     def after_fork(self) -> None:
         self.child = True
         self.local = threading.local()
         self.descriptor = None  # the parent's offset is shared, so a child opens its own; O_APPEND keeps both right
 
-    def guard(self, name: object, mode: str) -> None:
-        """In a rerun: refuse to change what lies outside the job's folder."""
+    def guard(self, name: object, follow: bool, at: object = -1) -> None:
+        """In a rerun: refuse to change what lies outside the job's folder. `at`: the open folder that a relative name counts from."""
         path = paths.as_path(name)
         if path is None or self.allowed is None:
             return
-        where = (
-            os.path.realpath(path)
-            if mode != "link"
-            else os.path.join(os.path.realpath(os.path.dirname(os.path.abspath(path))), os.path.basename(path))
-        )
+        if isinstance(at, int) and at >= 0 and not os.path.isabs(path):
+            path = os.path.join(os.readlink(f"/proc/self/fd/{at}"), path)
+        folder, last = os.path.split(os.path.abspath(path))
+        where = os.path.realpath(path) if follow else os.path.join(os.path.realpath(folder), last)
         if os.path.join(where, "").startswith(self.allowed):
             return
         raise PermissionError(
             13,
             "this is a rerun and may write only inside its own folder; the original's files are protected "
             "(make the path relative to the working directory, or start the worker with isolation so that it is redirected)",
-            path,
+            where,
         )
 
 
@@ -218,37 +229,41 @@ def _listen(event: str, args: tuple[Any, ...]) -> None:
     state = hook
     if state is None:
         return
+    if event == "open" and args[0].__class__ is str and hash((args[0], args[2])) in state.fast:
+        return
     if getattr(state.local, "inside", False):
         return
     if event == "open":
         name = args[0]
         if name.__class__ is int:
             return
-        if name.__class__ is str and name.endswith(".pyc"):
-            # Imports; in a rerun too, since the import system bears a cache that cannot be written.
-            if state.allowed is None or not isinstance(args[2], int) or not args[2] & _WRITE_FLAGS:
-                return
+        reads = not isinstance(args[2], int) or not args[2] & _WRITE_FLAGS
+        if name.__class__ is str and name.endswith(".pyc") and (reads or state.allowed is None):
+            return  # an import
     state.local.inside = True
     try:
         if event == "open":
             mode = _mode(args[1], args[2])
             if state.allowed is not None and mode != "r":
-                state.guard(name, mode)
+                state.guard(name, True)
             state.heard(name, mode, "open")
+            if mode == "r" and name.__class__ is str and name[:1] == "/":
+                if len(state.fast) >= SEEN_AT_MOST:
+                    state.fast.clear()
+                state.fast.add(hash((name, args[2])))
         elif event == "sqlite3.connect":
             name = paths.as_path(args[0])
             if name and name != ":memory:" and not name.startswith("file:"):
                 state.heard(name, "r+" if os.path.exists(name) else "w", "open")
         else:
             if state.allowed is not None:
-                for place in _PATHS_TO_WRITE[event]:
-                    # A path relative to an open folder (dir_fd) cannot be judged here; the folder was.
-                    if not any(isinstance(each, int) and each >= 0 for each in args[2:] if event in ("os.rename", "os.link")):
-                        state.guard(args[place], "link")
+                for place, at in _PATHS_TO_WRITE[event]:
+                    state.guard(args[place], event in _FOLLOWS, args[at] if at < len(args) else -1)
             if event == "os.rename":
                 state.heard(args[1], "w", "rename")
             elif event == "os.mkdir":
-                state.heard(args[0], "d", "mkdir")
+                if not os.path.isdir(args[0]):  # makedirs(exist_ok=True) asks for folders that are there
+                    state.heard(args[0], "d", "mkdir")
             elif event in ("os.symlink", "os.link"):
                 state.heard(args[1], "w", "link")
     except PermissionError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.machinery
 import json
 import sys
@@ -21,7 +22,7 @@ def install() -> None:
     if "argparse" in sys.modules:
         _patch(sys.modules["argparse"])
     elif not any(isinstance(finder, _WhenImported) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _WhenImported())  # type: ignore[arg-type]
+        sys.meta_path.insert(0, _WhenImported())
 
 
 class _WhenImported:
@@ -31,7 +32,7 @@ class _WhenImported:
         if name != "argparse":
             return None
         if self in sys.meta_path:
-            sys.meta_path.remove(self)  # type: ignore[arg-type]
+            sys.meta_path.remove(self)
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         if spec is None or spec.loader is None:
             return None
@@ -41,25 +42,21 @@ class _WhenImported:
             original(module)
             _patch(module)
 
-        try:
+        with contextlib.suppress(AttributeError):
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        except AttributeError:
-            pass
         return spec
 
 
 def _patch(argparse: Any) -> None:
-    parser = getattr(argparse, "ArgumentParser", None)
+    parser: Any = getattr(argparse, "ArgumentParser", None)
     original = getattr(parser, "parse_known_args", None)
     if original is None or getattr(original, "__encore__", False):
         return
 
     def parse_known_args(self: Any, args: Any = None, namespace: Any = None, **kwargs: Any) -> Any:
         result = original(self, args, namespace, **kwargs)
-        try:
+        with contextlib.suppress(Exception):  # a namespace that cannot be read is no reason to stop a program
             heard(vars(result[0]))
-        except Exception:  # noqa: S110 - a namespace that cannot be read is no reason to stop a program
-            pass
         return result
 
     parse_known_args.__encore__ = True  # type: ignore[attr-defined]

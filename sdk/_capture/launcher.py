@@ -19,9 +19,16 @@ _MODULES = {
     "horovod.runner.launch": "horovod",
 }
 _PROGRAMS = {
-    "torchrun": "torchrun", "accelerate": "accelerate", "accelerate-launch": "accelerate", "mpirun": "mpi", "mpiexec": "mpi", "mpiexec.hydra": "mpi", "orterun": "mpi",
-    "prterun": "mpi", "prun": "mpi", "srun": "slurm", "slurmstepd": "slurm", "deepspeed": "deepspeed", "horovodrun": "horovod", "composer": "composer", "fabric": "lightning",
-}  # fmt: skip
+    "torchrun": "torchrun",
+    "accelerate": "accelerate",
+    "accelerate-launch": "accelerate",
+    **dict.fromkeys(("mpirun", "mpiexec", "mpiexec.hydra", "orterun", "prterun", "prun"), "mpi"),
+    **dict.fromkeys(("srun", "slurmstepd"), "slurm"),
+    "deepspeed": "deepspeed",
+    "horovodrun": "horovod",
+    "composer": "composer",
+    "fabric": "lightning",
+}
 _PER_NODE = ("nproc-per-node", "nproc_per_node", "num_gpus", "num-gpus", "ntasks-per-node", "npernode", "ppn", "ppr", "nproc")
 _TOTAL = ("num_processes", "num-processes", "np", "n", "ntasks")
 _NODES = ("nnodes", "num_machines", "num-machines", "num_nodes", "nodes", "N")

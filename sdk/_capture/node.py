@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import _secrets
-from . import data, environment, hardware, hook, paths, source
+from . import environment, hardware, hook, paths, source
 from .data import Fingerprints
 
 __all__ = ["Fingerprints", "run"]
@@ -58,14 +58,13 @@ def run(
             )
         guarded(section, lambda: emit({"type": "recipe", "section": section, "value": value, "merge": merge}))
 
-    fingerprints = guarded("data", lambda: data.for_run(str(capture.get("run") or folder), lambda: Fingerprints(emit, put_blob, capture)))
-    if fingerprints is not None:
-        guarded("data", lambda: fingerprints.know(capture))
+    fingerprints: Fingerprints | None = guarded("data", lambda: Fingerprints(emit, put_blob, capture))
     snapshot: source.Snapshot | None = None
     facts: dict[str, Any] | None = None
     root: str | None = capture.get("root")
     if capture.get("rank", 0) == 0:
-        taken = guarded("source", lambda: source.take(capture, put_blob, threading.Event()))
+        packages: list[dict[str, Any]] = guarded("packages", lambda: environment.packages(capture.get("sys_path") or [])) or []
+        taken = guarded("source", lambda: source.take(capture, put_blob, editables=environment.local_folders(packages)))
         if taken:
             snapshot, value, root = taken
             facts = value["git"]
@@ -73,7 +72,7 @@ def run(
             _know_source(fingerprints, snapshot, root)
         else:
             tell("source", None)
-        tell("environment", guarded("environment", lambda: environment.facts(capture, root, put_blob)))
+        tell("environment", guarded("environment", lambda: environment.facts(capture, root, put_blob, packages)))
         tell("hardware", guarded("hardware", hardware.facts), merge=True)
         tell("sdk", {"capture_seconds_sender": dict(seconds), "errors": list(errors)}, merge=True)
         errors.clear()
@@ -85,7 +84,7 @@ def run(
     if fingerprints is not None:
         if capture.get("rank", 0) == 0:
             guarded("outputs", lambda: _scan_outputs(fingerprints, capture, root))
-        guarded("data", fingerprints.flush)
+        guarded("data", lambda: fingerprints.flush(None))
     if errors:
         tell("sdk", {"errors": list(errors)}, merge=True)
 
@@ -175,7 +174,8 @@ def is_trainer(capture: dict[str, Any]) -> bool:
 
 def family(pid: int) -> list[int]:
     """`pid` and its descendants that were forked or spawned to load data."""
-    found, waiting = [], [pid]
+    found: list[int] = []
+    waiting = [pid]
     while waiting and len(found) < 256:
         current = waiting.pop()
         found.append(current)
@@ -234,7 +234,7 @@ def held(pid: int) -> Iterator[tuple[str, str]]:
 
 
 def _scan_outputs(fingerprints: Fingerprints, capture: dict[str, Any], root: str | None) -> None:
-    """Files that C code wrote (torch.save to a path, HDF5) are seen by their time: in the working folder, the root and folders written to."""
+    """Files that C code wrote (torch.save to a path, HDF5) are seen by their time, below the root and the folders written to."""
     started = capture.get("started_us") or 0
     if not started:
         return

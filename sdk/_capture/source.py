@@ -21,14 +21,23 @@ MAX_LEFT_OUT = 1_000
 MAX_TEXT_BYTES = 1 << 20
 
 CODE = frozenset(
-    [".py", ".pyi", ".pyx", ".pxd", ".ipynb", ".c", ".cc", ".cpp", ".cxx", ".cu", ".cuh", ".h", ".hpp", ".rs", ".go", ".jl", ".lua", ".r", ".R", ".m", ".f90", ".js", ".ts", ".sh", ".bash", ".so", ".pyd", ".proto", ".jinja", ".j2", ".mako"]
+    """
+    .py .pyi .pyx .pxd .ipynb .c .cc .cpp .cxx .cu .cuh .h .hpp .rs .go .jl .lua .r .R .m .f90 .js .ts .sh .bash .so .pyd .proto
+    .jinja .j2 .mako
+    """.split()  # noqa: SIM905 - a list of words reads best as words
 )
 _CONFIG = frozenset(
-    [".toml", ".cfg", ".ini", ".conf", ".json", ".yaml", ".yml", ".txt", ".md", ".rst", ".lock", ".gin", ".libsonnet", ".jsonnet", ".xml", ".properties", ".in", ".csv", ".tsv", ".jsonl", ".sql", ".vocab", ".bpe", ".model"]
+    """
+    .toml .cfg .ini .conf .json .yaml .yml .txt .md .rst .lock .gin .libsonnet .jsonnet .xml .properties .in .csv .tsv .jsonl
+    .sql .vocab .bpe .model
+    """.split()  # noqa: SIM905 - a list of words reads best as words
 )
 _NAMES = frozenset(["Makefile", "Dockerfile", "Pipfile", "Procfile", "Snakefile", "LICENSE", "Justfile"])
 _SKIPPED_FOLDERS = frozenset(
-    ["__pycache__", "node_modules", "site-packages", "dist-packages", ".git", ".hg", ".svn", ".tox", ".nox", "wandb", "mlruns", ".aim", "lightning_logs", "tb_logs", ".ipynb_checkpoints"]
+    """
+    __pycache__ node_modules site-packages dist-packages .git .hg .svn .tox .nox wandb mlruns .aim lightning_logs tb_logs
+    .ipynb_checkpoints
+    """.split()  # noqa: SIM905 - a list of words reads best as words
 )
 
 
@@ -52,7 +61,10 @@ class Snapshot:
         self.bytes = 0
 
     def add(self, file: bytes, name: bytes, state: str, by_rule: bool = False) -> None:
-        """Take the file at absolute path `file` under `name`; what cannot be taken is left out and named. `by_rule`: only what looks like a program's."""
+        """Take the file at absolute path `file` under `name`; what cannot be taken is left out and named.
+
+        `by_rule`: only what looks like a program's.
+        """
         if name in self.entries or self.stop.is_set() or paths.is_own(os.path.realpath(os.fsdecode(file))):
             return
         try:
@@ -65,7 +77,7 @@ class Snapshot:
                 return self.leave(name, found.st_size, "it is no regular file")
             changed = found.st_mtime_ns // 1000 > self.started_us
             if changed and state == "untracked" and not is_code(os.fsdecode(file)):
-                return self.leave(name, found.st_size, "it was written after the start, so it is an output")
+                return None  # written after the start: an output (the data section names those), never a part of the program
             if found.st_size > MAX_FILE_BYTES:
                 return self.leave(name, found.st_size, f"it is larger than {MAX_FILE_BYTES >> 20} MiB")
             if len(self.entries) >= MAX_FILES:
@@ -98,7 +110,9 @@ class Snapshot:
         else:
             self.left_out_more += 1
 
-    def repository(self, root: str, prefix: bytes = b"", untracked: bool = True, depth: int = 0) -> dict[str, Any]:
+    def repository(
+        self, root: str, prefix: bytes = b"", untracked: bool = True, depth: int = 0, state: str | None = None
+    ) -> dict[str, Any]:
         """Take a git repository's working tree, with its submodules. Returns its facts. Raises git.GitFailed."""
         status = git.look(root, untracked)
         base = os.fsencode(root)
@@ -106,8 +120,10 @@ class Snapshot:
         # Programs before data and small before large, so that the limit hits what can be missed most easily.
         wanted = [(path, status.states.get(path, "tracked")) for path, mode in status.tracked.items() if mode != "160000"]
         wanted += [(path, "untracked") for path in status.untracked if not path.endswith(b"/")]
-        for path, state in sorted(wanted, key=lambda each: _weight(base, each[0])):
-            self.add(os.path.join(base, path), prefix + path, state)
+        for path, found in sorted(wanted, key=lambda each: _weight(base, each[0])):
+            self.add(os.path.join(base, path), prefix + path, state or found)
+        # A file that the run itself has written by now does not make the source dirty.
+        status.facts["dirty"] |= any(prefix + path in self.entries for path in status.untracked)
         nested = [(path, "submodule") for path, mode in status.tracked.items() if mode == "160000"]
         nested += [(path.rstrip(b"/"), "nested") for path in status.untracked if path.endswith(b"/")]
         for path, kind in nested:
@@ -118,7 +134,7 @@ class Snapshot:
                 )
                 continue
             try:
-                facts = self.repository(inner, prefix + path + b"/", depth=depth + 1)
+                facts = self.repository(inner, prefix + path + b"/", depth=depth + 1, state=state)
                 submodules.append({"path": _text(prefix + path), **facts})
             except git.GitFailed as error:
                 self.leave(prefix + path, None, f"git: {error}")
@@ -159,24 +175,46 @@ class Snapshot:
             if inner is not None:
                 self.add(os.fsencode(os.path.join(root, inner)), os.fsencode(inner), "untracked")
                 continue
+            mount = next((each for each in self.mounts if paths.inside(real, each["at"])), None)
+            if mount is not None:
+                self.add(os.fsencode(real), os.fsencode(mount["prefix"] + (paths.inside(real, mount["at"]) or "")), "editable")
+                continue
             base = _import_base(name, os.path.abspath(file))
             if base is not None and not paths.is_library(os.path.join(base, "")):
                 outside.setdefault(base, set()).add(name.partition(".")[0])
-        taken = {mount["at"] for mount in self.mounts}
         for base in sorted(outside):
-            if base in taken:
-                prefix = next(mount["prefix"] for mount in self.mounts if mount["at"] == base)
-            else:
-                prefix = f".encore/mounts/{len(self.mounts)}-{os.path.basename(base) or 'root'}/"
-                self.mounts.append({"at": base, "prefix": prefix})
+            prefix = self.mount(base)
             for top in sorted(outside[base]):
                 package = os.path.join(base, top)
-                lead = os.fsencode(prefix + top)
                 if os.path.isdir(package):
-                    self.folder(package, lead + b"/", "editable")
+                    self.folder(package, os.fsencode(prefix + top + "/"), "editable")
                 else:
                     for file in {each for name, each in modules.items() if name == top}:
                         self.add(os.fsencode(file), os.fsencode(prefix + os.path.basename(file)), "editable")
+
+    def editables(self, folders: Iterable[str], root: str) -> None:
+        """Take project folders outside the root that are installed editable: no index has them."""
+        for folder in folders:
+            if (
+                paths.inside(folder, root) is not None
+                or paths.too_wide(folder)
+                or any(paths.inside(folder, each["at"]) for each in self.mounts)
+            ):
+                continue
+            prefix = os.fsencode(self.mount(folder))
+            if os.path.exists(os.path.join(folder, ".git")):
+                try:
+                    self.repository(folder, prefix, state="editable")
+                    continue
+                except git.GitFailed:
+                    pass
+            self.folder(folder, prefix, "editable")
+
+    def mount(self, at: str) -> str:
+        """The prefix in the manifest for files from folder `at` outside the root."""
+        prefix = f".encore/mounts/{len(self.mounts)}-{os.path.basename(at) or 'root'}/"
+        self.mounts.append({"at": at, "prefix": prefix})
+        return prefix
 
     def manifest(self) -> dict[str, Any]:
         return {"format": 1, "files": [self.entries[name] for name in sorted(self.entries)], "mounts": self.mounts}
@@ -190,10 +228,11 @@ class Snapshot:
         gaps = list(self.gaps)
         large = [each for each in self.left_out if "larger" in each["why"] or "more than" in each["why"]]
         if large:
+            names = ", ".join(each["path"] for each in large[:5])
             gaps.append(
                 {
                     "what": "source files",
-                    "why": f"{len(large) + self.left_out_more} files were left out by size: {', '.join(each['path'] for each in large[:5])}",
+                    "why": f"{len(large) + self.left_out_more} files were left out by size: {names}",
                     "mend": "keep large files outside the source tree; files that the program reads are fingerprinted",
                 }
             )
@@ -223,9 +262,9 @@ class Snapshot:
 
 
 def take(
-    capture: dict[str, Any], put_blob: Callable[[bytes], str], stop: threading.Event | None = None
+    capture: dict[str, Any], put_blob: Callable[[bytes], str], stop: threading.Event | None = None, editables: Iterable[str] = ()
 ) -> tuple[Snapshot, dict[str, Any], str]:
-    """The snapshot for a trainer's `capture.json`: (snapshot, source section, root)."""
+    """The snapshot for a trainer's `capture.json`: (snapshot, source section, root). `editables`: folders installed editable."""
     entry = (capture.get("entry") or {}).get("path")
     cwd = capture.get("cwd") or os.getcwd()
     root = capture.get("root")
@@ -244,6 +283,7 @@ def take(
     if entry and os.path.isfile(entry) and paths.inside(entry, root) is not None:
         inner = paths.inside(entry, root)
         snapshot.add(os.fsencode(entry), os.fsencode(inner or os.path.basename(entry)), "untracked")
+    snapshot.editables(editables, root)
     snapshot.modules(capture.get("modules") or {}, root)
     if facts is None and os.path.exists(os.path.join(root, ".git")) is False:
         snapshot.gaps.append(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -10,7 +12,9 @@ PREFIX = "system/"
 
 
 class Sampler:
-    """Each `sample()` gives rates since the one before: `{"system/cpu_percent": 12.5, …}`. What a machine cannot say is left out; never raises.
+    """Each `sample()` gives rates since the one before: `{"system/cpu_percent": 12.5, …}`.
+
+    What a machine cannot say is left out; never raises.
 
     `nvml` is the pynvml module or an object with its functions; None means: look for it.
     """
@@ -119,10 +123,8 @@ class Sampler:
         for index, device in enumerate(self.devices):
 
             def add(name: str, look: Any, index: int = index) -> None:
-                try:
+                with contextlib.suppress(Exception):  # not every board has every sensor
                     found[f"gpu.{index}/{name}"] = look()
-                except Exception:  # noqa: S110 - not every board has every sensor
-                    pass
 
             add("utilization_percent", lambda device=device: nvml.nvmlDeviceGetUtilizationRates(device).gpu)
             add("memory_bytes", lambda device=device: nvml.nvmlDeviceGetMemoryInfo(device).used)
@@ -134,18 +136,15 @@ class Sampler:
 
     def close(self) -> None:
         if self.nvml is not None:
-            try:
+            with contextlib.suppress(Exception):
                 self.nvml.nvmlShutdown()
-            except Exception:  # noqa: S110
-                pass
             self.nvml, self.devices = None, []
 
 
-def _open_nvml(nvml: Any = None) -> tuple[Any, list[Any]]:
+def _open_nvml(given: Any = None) -> tuple[Any, list[Any]]:
     """(NVML, its devices); (None, []) on a machine without, which is normal."""
     try:
-        if nvml is None:
-            import pynvml as nvml
+        nvml = given if given is not None else importlib.import_module("pynvml")
         nvml.nvmlInit()
         return nvml, [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
     except Exception:
