@@ -33,7 +33,7 @@ torture: ## the slow proofs in full size
 	@$(INSTALL) system server pages examples test torch
 	@ENCORE_TORTURE=1 exec $(BIN)/python -m tests.services run -- $(BIN)/python -m pytest -m "slow or not slow" tests/sdk $(ARGS)
 
-bench: ## the budgets of docs/budgets.md, measured; exits 1 on a missed one
+bench: ## the budgets, measured; exits 1 on a missed one and lists it first
 	@$(INSTALL) server pages test
 	@exec $(BIN)/python benchmarks/run.py $(ARGS)
 

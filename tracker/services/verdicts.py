@@ -12,13 +12,11 @@ from typing import Any
 from django.db.models import Sum
 from django.utils import timezone
 
-from tracker.domain import facts
+from tracker.domain import facts, storable
 from tracker.domain.compare import Series
 from tracker.domain.verdict import End, KeySeries
 from tracker.domain.verdict import judge as decide
 from tracker.models import Attempt, Blob, Event, KeyDefinition, MetricSummary, Reproduction, Run
-from tracker.store import reading
-from tracker.store.blobs import blob_store
 
 POINTS_AT_ONCE = 4_000_000
 """Points of both runs held in memory at a time (some 50 bytes each)."""
@@ -30,21 +28,19 @@ def judge(*, reproduction: Reproduction) -> dict[str, Any]:
     original, rerun, job = reproduction.original, reproduction.rerun, reproduction.job
     evidence, failure = job.evidence or {}, _failure(job)
     first, second = _attempt(original), _attempt(rerun)
-    played = rerun is not None and second is not None
     document = decide(
-        _series(original, rerun) if played else (),
+        _series(original, rerun) if rerun is not None else (),
         original=_end(original, first),
-        rerun=_end(rerun, second) if played else None,
+        rerun=_end(rerun, second) if rerun is not None else None,
         definitions=list(KeyDefinition.objects.filter(run=original).order_by("id").values_list("pattern", "fields")),
         failure=failure,
         evidence=evidence,
         recipe=_recipe(first),
-        differences=_differences(original, rerun, first, second, reproduction.overrides or {}, evidence)
-        if played
-        else _asked(reproduction),
+        differences=_differences(original, rerun, first, second, reproduction.overrides or {}, evidence),
         scope=reproduction.scope or {},
-        not_looked_at=_not_looked_at(rerun) if played else (),
+        not_looked_at=_not_looked_at(rerun) if rerun is not None else (),
     )
+    document = storable.value(document)
     reproduction.verdict = document
     reproduction.judged_at = timezone.now()
     Reproduction.objects.filter(pk=reproduction.pk).update(verdict=document, judged_at=reproduction.judged_at)
@@ -84,6 +80,8 @@ def _recipe(attempt: Attempt | None) -> dict[str, Any]:
 
 def _series(original: Run, rerun: Run) -> Iterator[KeySeries]:
     """Every key of either run with all its ranks, some millions of points at a time. The machine's own metrics are named, not read."""
+    from tracker.store import reading  # here, so that a web process that never judges does not load the codecs
+
     counts = dict(
         MetricSummary.objects.filter(run__in=[original, rerun])
         .values_list("key")
@@ -118,23 +116,16 @@ def _portions(counts: dict[str, int]) -> Iterator[list[str]]:
 
 
 def _differences(
-    original: Run, rerun: Run, first: Attempt | None, second: Attempt | None, overrides: dict[str, Any], evidence: dict[str, Any]
+    original: Run, rerun: Run | None, first: Attempt | None, second: Attempt | None, overrides: dict[str, Any], evidence: dict[str, Any]
 ) -> list[facts.Difference]:
     was, now = _recipe(first), _recipe(second)
     files = None
-    if (evidence.get("source") or {}).get("equal") is not True and (was.get("source") or {}).get("tree") != (now.get("source") or {}).get(
-        "tree"
-    ):
+    checked = (evidence.get("source") or {}).get("equal") is True
+    if rerun is not None and not checked and (was.get("source") or {}).get("tree") != (now.get("source") or {}).get("tree"):
         files = _both(_files(original, was), _files(rerun, now))
-    config = (original.config or {}, rerun.config or {})
+    # A rerun that never came to log its config says nothing about it.
+    config = (original.config or {}, (rerun.config if rerun is not None and rerun.config else original.config) or {})
     return facts.differences(was, now, config=config, files=files, overrides=overrides, evidence=evidence)
-
-
-def _asked(reproduction: Reproduction) -> list[facts.Difference]:
-    """What was to be changed, of a rerun that never ran."""
-    first = _attempt(reproduction.original)
-    config = reproduction.original.config or {}
-    return facts.differences(_recipe(first), {}, config=(config, config), overrides=reproduction.overrides or {})
 
 
 def _files(run: Run, recipe: dict[str, Any]) -> dict[str, str] | None:
@@ -142,6 +133,8 @@ def _files(run: Run, recipe: dict[str, Any]) -> dict[str, str] | None:
     blob = Blob.objects.filter(project_id=run.project_id, digest=(recipe.get("source") or {}).get("manifest")).first()
     if blob is None:
         return None
+    from tracker.store.blobs import blob_store
+
     try:
         with blob_store().open(blob.object_key) as file:
             manifest = json.loads(file.read())

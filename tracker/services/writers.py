@@ -197,6 +197,10 @@ def _attempt_for(run: Run, told: dict) -> Attempt:
     ended. Else it is the k-th attempt for the k-th writer of a rank in start order. Journals may arrive in any order: an attempt
     that started before others takes its place among them, and they move up by one.
     """
+    # A forked child is no start of its own: it stands beside its parent.
+    parent = told["info"].get("parent")
+    if isinstance(parent, str) and (known := run.writers.filter(id=parent).select_related("attempt").first()):
+        return known.attempt
     launch = _launch_key(told["launch"])
     trainers = list(run.writers.filter(kind=Writer.Kind.TRAINER).select_related("attempt").order_by("started_us", "id"))
     mine = [writer for writer in trainers if writer.rank == told["rank"]] if told["kind"] == Writer.Kind.TRAINER else []

@@ -252,6 +252,14 @@ def test_a_rerun_killed_by_a_signal_of_its_own_failed():
     assert found["sentence"] == "Rerun failed: killed by SIGSEGV"
 
 
+def test_a_program_that_dies_before_it_logs_anything_failed_and_its_last_exception_is_told():
+    failure = {**PROGRAM, "output": "Traceback …\n  import x\nModuleNotFoundError: No module named 'x'\n"}
+    found = verdict([series("loss", LOSS)], [], second=End("crashed"), failure=failure, evidence={"exit_code": 1})
+    assert found["sentence"] == "Rerun failed: exit status 1 (ModuleNotFoundError: No module named 'x')"
+    assert "all metrics" in {item["key"] for item in found["not_compared"]}
+    assert found["compared"]["logged"] == 20
+
+
 def test_a_failure_that_happens_again_is_reproduced():
     end = End("failed", 1, error={"type": "ValueError", "message": "bad batch 9"}, world_size=1)
     found = verdict([series("loss", LOSS)], [series("loss", LOSS)], first=end, second=end, failure=PROGRAM)

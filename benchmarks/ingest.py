@@ -1,0 +1,170 @@
+"""From posted batches to durable, compacted and queryable points, over HTTP, on one machine: throughput and CPU of all processes.
+
+The load generator (this program's child) posts bodies that were encoded before; ``--sdk`` measures a real journal and the real
+sender as well. Budgets: design, section 12.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import multiprocessing
+import os
+import random
+import sys
+import threading
+import time
+import zlib
+from array import array
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks._server import Server, report, server  # noqa: E402
+from sdk._ids import new_id  # noqa: E402
+from sdk._wire import key_list_hash, pack  # noqa: E402
+
+
+class Load:
+    """Batches of one writer: ``keys`` × ``rows``, noisy fp32 values, times with jitter."""
+
+    def __init__(self, run: str, writer: str, keys: int, rows: int, batches: int) -> None:
+        self.writer = writer
+        names = [f"train/metric_{i:02d}" if keys < 100 else f"grad_norm/model.layers.{i}.ln1.weight" for i in range(keys)]
+        types = "d" * keys
+        digest = key_list_hash(names, types)
+        draw = random.Random(writer)
+        self.bodies = []
+        self.points = keys * rows * batches
+        noise = array("f", [2 + 0.1 * draw.gauss(0, 1) for _ in range(50_000)])
+        for batch in range(batches):
+            first = batch * rows
+            frame = {"kind": "dense", "keylist": digest, "rows": rows}
+            if batch == 0:
+                frame |= {"keys": names, "types": types}
+            now = time.time_ns() // 1000
+            columns = [
+                array("I", range(rows)).tobytes(),
+                array("q", range(first, first + rows)).tobytes(),
+                array("q", [now + i * 1000 + draw.randrange(200) for i in range(first, first + rows)]).tobytes(),
+            ]
+            for _ in range(keys):
+                at = draw.randrange(50_000 - rows)
+                columns.append(array("d", noise[at : at + rows]).tobytes())
+            header = {"run": run, "writer": writer, "first": first, "last": first + rows - 1, "frames": [frame], "docs": [], "holes": []}
+            self.bodies.append(zlib.compress(pack(header, columns), 1))
+
+    def post(self, port: int, token: str) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/vnd.encore.batch", "Content-Encoding": "deflate"}
+        path = f"/api/v1/ingest/writers/{self.writer}/batches"
+        for body in self.bodies:
+            while True:
+                connection.request("POST", path, body, headers)
+                answer = connection.getresponse()
+                told = answer.read()
+                if answer.status == 200:
+                    break
+                if answer.status not in (429, 503):
+                    raise RuntimeError(f"{answer.status} {told[:500]!r}")
+                time.sleep(float(answer.headers.get("Retry-After") or 1))
+
+
+def generate(port: int, token: str, plans: list[tuple], ready, go, done) -> None:
+    loads = [Load(*plan) for plan in plans]
+    ready.set()
+    go.wait()
+    began = os.times()
+    threads = [threading.Thread(target=load.post, args=(port, token)) for load in loads]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    ended = os.times()
+    done.put((sum(load.points for load in loads), ended.user + ended.system - began.user - began.system))
+
+
+def measure(found: Server, what: str, writers: int, keys: int, rows: int, batches: int) -> dict:
+    """Posts and waits until all is compacted (what is due) and the last point can be read."""
+    context = multiprocessing.get_context("spawn")
+    runs = [new_id() for _ in range(writers)]
+    plans = [(run, new_id(), keys, rows, batches) for run in runs]
+    for run, writer, *_ in plans:
+        found.open_writer(run, writer)
+    ready, go, done = context.Event(), context.Event(), context.Queue()
+    child = context.Process(target=generate, args=(found.port, found.token, plans, ready, go, done))
+    child.start()
+    ready.wait()
+    cpu, began = found.cpu_seconds(), time.monotonic()
+    go.set()
+    points, client_cpu = done.get()
+    posted = time.monotonic() - began
+    for run in runs:  # finished runs are compacted at once
+        wait_until_queryable(found, run, f"{'train/metric_00' if keys < 100 else 'grad_norm/model.layers.0.ln1.weight'}", rows * batches)
+    wait_until_compacted(found)
+    seconds = time.monotonic() - began
+    child.join()
+    cpu = found.cpu_seconds() - cpu
+    return {
+        "what": what, "points": points, "batches": writers * batches, "posted": posted, "seconds": seconds,
+        "server_cpu": cpu, "client_cpu": client_cpu,
+    }  # fmt: skip
+
+
+def wait_until_queryable(found: Server, run: str, key: str, points: int) -> None:
+    while True:
+        status, answer = found.request("POST", "series", {"runs": [run], "keys": [key], "buckets": 10}, Accept="application/json")
+        if status == 200:
+            series = json.loads(answer)["series"]
+            if series and series[0]["n"] == points:
+                return
+        time.sleep(0.02)
+
+
+def wait_until_compacted(found: Server) -> None:
+    """Until no writer has more in segments than the compactor leaves there."""
+    import sqlite3
+
+    with sqlite3.connect(found.home / "encore.sqlite3", timeout=60) as connection:
+        while connection.execute(
+            "SELECT COUNT(*) FROM tracker_writer WHERE hot_segments >= 64 AND hot_bytes >= 65536 OR hot_bytes >= 16777216 OR summarised < next"
+        ).fetchone()[0]:
+            time.sleep(0.05)
+
+
+def rows_of(found: dict, rate_budget: float, cpu_budget: float | None, unit: str) -> list[dict]:
+    amount = found["batches"] if unit == "batches/s" else found["points"]
+    rate = amount / found["seconds"]
+    cpu = (found["server_cpu"] + found["client_cpu"]) / found["points"] * 1e6
+    beside = f"acknowledged {amount / found['posted']:,.0f} {unit}; CPU server {found['server_cpu']:.1f} s, client {found['client_cpu']:.1f} s"
+    rows = [{"what": f"ingest {found['what']}", "value": round(rate), "unit": unit, "budget": rate_budget, "ok": rate >= rate_budget, "beside": beside}]
+    if cpu_budget is not None:
+        rows.append(
+            {
+                "what": f"ingest {found['what']}, CPU of all processes", "value": round(cpu, 3), "unit": "s per M points",
+                "budget": cpu_budget, "ok": cpu <= cpu_budget,
+            }  # fmt: skip
+        )
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--only", choices=["dense", "wide", "small"])
+    args = parser.parse_args()
+    rows = []
+    with server(maintenance=0.5) as found:
+        measure(found, "warm-up", 1, 3, 5, 20)
+        if args.only in (None, "dense"):
+            rows += rows_of(measure(found, "20 keys × 1,000", 2, 20, 1000, 512), 2.5e6, 0.8, "points/s")
+        if args.only in (None, "wide"):
+            rows += rows_of(measure(found, "5,000 keys × 2", 2, 5000, 2, 480), 1e6, 1.3, "points/s")
+        if args.only in (None, "small"):
+            rows += rows_of(measure(found, "small batches (3 keys × 5)", 8, 3, 5, 1500), 1500, None, "batches/s")
+    return report(rows, args.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Environments to run a recorded command in: which interpreter, which packages, from where."""

@@ -1,0 +1,273 @@
+// A page of panels: what is on screen is fetched, many keys in one request, each as wide as its panel; live runs are asked only for what is new.
+(() => {
+  const Encore = (window.Encore = window.Encore || {});
+  const BATCH = 24;
+  const LIVE_MS = 3000;
+
+  class Board {
+    constructor(root) {
+      this.root = root;
+      this.runs = JSON.parse(root.dataset.runs);
+      this.byId = new Map(this.runs.map((run) => [run.id, run]));
+      this.hiddenRuns = new Set();
+      this.panels = new Map();
+      this.queue = new Set();
+      this.live = root.dataset.live === "1";
+      this.generation = 0;
+      this.group = `sync-${root.id || "charts"}`;
+      this.readState();
+      this.seen = new IntersectionObserver((entries) => {
+        for (const entry of entries) {
+          const panel = this.panels.get(entry.target);
+          panel.visible = entry.isIntersecting;
+          if (panel.visible && panel.generation !== this.generation) this.want(panel);
+        }
+      }, { rootMargin: "240px 0px" });
+      this.sized = new ResizeObserver((entries) => {
+        for (const entry of entries) {
+          const panel = this.panels.get(entry.target.closest("[data-chart]"));
+          if (panel && Math.abs(entry.contentRect.width - panel.width) > 1) { panel.width = entry.contentRect.width; panel.chart.resize(); }
+        }
+      });
+      this.adopt();
+      this.bind();
+      this.showState();
+      if (this.live) setInterval(() => this.poll(), LIVE_MS);
+      document.addEventListener("encore:theme", () => this.repaint());
+    }
+
+    adopt() {
+      for (const element of this.root.querySelectorAll("[data-chart]")) {
+        if (this.panels.has(element)) continue;
+        const plot = element.querySelector(".plot");
+        const panel = { element, key: element.dataset.chart, plot, visible: false, generation: -1, answer: [], width: 0, cursor: null };
+        panel.chart = new Encore.Chart(plot, {
+          x: this.state.x, log: this.state.log, smooth: this.state.smooth, group: this.group, out: element.querySelector("output"),
+          marks: element.dataset.marks ? JSON.parse(element.dataset.marks) : [],
+          height: Number(element.dataset.height) || 204,
+          onZoom: (from, to) => this.change({ from, to }),
+          onReset: () => this.change({ from: null, to: null }),
+        });
+        this.panels.set(element, panel);
+        this.seen.observe(element);
+        this.sized.observe(plot);
+        element.querySelector("[data-expand]")?.addEventListener("click", () => {
+          const wide = element.classList.toggle("wide");
+          panel.chart.set(this.lines(panel), { height: wide ? Math.max(320, Math.round(window.innerHeight * 0.6)) : 204 });
+          panel.chart.resize();
+          element.scrollIntoView({ block: "nearest" });
+        });
+      }
+    }
+
+    // ---- state: in the URL, so that a link shows what the sender saw
+    readState() {
+      const url = new URLSearchParams(window.location.search);
+      const number = (name) => (url.has(name) && url.get(name) !== "" && Number.isFinite(Number(url.get(name))) ? Number(url.get(name)) : null);
+      this.state = {
+        x: ["step", "relative", "wall"].includes(url.get("x")) ? url.get("x") : "step",
+        log: url.get("log") === "1",
+        smooth: Math.min(0.99, Math.max(0, number("smooth") ?? 0)),
+        from: number("from"),
+        to: number("to"),
+        ranks: url.get("ranks") === "all" ? "all" : "reduce",
+      };
+    }
+
+    showState() {
+      const { state, root } = this;
+      for (const button of root.querySelectorAll("[data-x]")) button.setAttribute("aria-pressed", String(button.dataset.x === state.x));
+      for (const button of root.querySelectorAll("[data-ranks-mode]")) button.setAttribute("aria-pressed", String(button.dataset.ranksMode === state.ranks));
+      root.querySelector("[data-log]")?.setAttribute("aria-pressed", String(state.log));
+      const range = root.querySelector("[data-smooth]");
+      if (range) { range.value = state.smooth; root.querySelector("[data-smooth-value]").textContent = state.smooth ? state.smooth.toFixed(2) : "off"; }
+      const reset = root.querySelector("[data-zoom-reset]");
+      if (reset) reset.hidden = state.from === null && state.to === null;
+      const url = new URL(window.location);
+      const put = (name, value, rest) => (value === rest || value === null ? url.searchParams.delete(name) : url.searchParams.set(name, value));
+      put("x", state.x, "step");
+      put("log", state.log ? "1" : null, null);
+      put("smooth", state.smooth || null, null);
+      put("from", state.from, null);
+      put("to", state.to, null);
+      put("ranks", state.ranks, "reduce");
+      history.replaceState(history.state, "", url);
+    }
+
+    change(part) {
+      const fetchAgain = "x" in part || "from" in part || "ranks" in part;
+      if ("x" in part && part.x !== this.state.x) { part.from = null; part.to = null; }
+      Object.assign(this.state, part);
+      this.showState();
+      if (!fetchAgain) return this.repaint();
+      this.generation += 1;
+      for (const panel of this.panels.values()) if (panel.visible) this.want(panel);
+    }
+
+    bind() {
+      this.root.addEventListener("click", (event) => {
+        const button = event.target.closest("button");
+        if (!button) return;
+        if (button.dataset.x) this.change({ x: button.dataset.x });
+        else if (button.dataset.ranksMode) this.change({ ranks: button.dataset.ranksMode });
+        else if ("log" in button.dataset) this.change({ log: !this.state.log });
+        else if ("zoomReset" in button.dataset) this.change({ from: null, to: null });
+        else if ("retry" in button.dataset) this.want(this.panels.get(button.closest("[data-chart]")));
+      });
+      this.root.querySelector("[data-smooth]")?.addEventListener("input", (event) => this.change({ smooth: Number(event.target.value) }));
+      // Runs switched off in the legend (anywhere on the page) vanish from every panel.
+      document.addEventListener("change", (event) => {
+        const box = event.target.closest?.("[data-eye]");
+        if (!box) return;
+        if (box.checked) this.hiddenRuns.delete(box.value); else this.hiddenRuns.add(box.value);
+        this.repaint();
+      });
+      // The verdict page's choice of metric.
+      document.addEventListener("click", (event) => {
+        const choice = event.target.closest?.("[data-show-key]");
+        const panel = choice && this.panels.values().next().value;
+        if (!panel) return;
+        event.preventDefault();
+        panel.key = choice.dataset.showKey;
+        panel.element.dataset.chart = panel.key;
+        panel.element.querySelector(".key-name").textContent = panel.key;
+        panel.chart.options.marks = choice.dataset.marks ? JSON.parse(choice.dataset.marks) : [];
+        panel.ranks = choice.dataset.rank !== undefined && choice.dataset.rank !== "" ? [Number(choice.dataset.rank)] : null;
+        document.querySelectorAll("[data-show-key]").forEach((other) => other.closest("tr")?.classList.toggle("selected", other === choice));
+        this.generation += 1;
+        this.want(panel);
+      });
+    }
+
+    // ---- fetching
+    want(panel) {
+      panel.element.classList.add("loading");
+      this.queue.add(panel);
+      clearTimeout(this.timer);
+      this.timer = setTimeout(() => this.flush(), 20);
+    }
+
+    query(panels, since) {
+      const width = Math.max(...panels.map((panel) => panel.plot.clientWidth || 400));
+      const { state } = this;
+      return {
+        runs: this.runs.map((run) => run.id),
+        keys: [...new Set(panels.map((panel) => panel.key))],
+        x: state.x, from: state.from, to: state.to,
+        buckets: Math.max(100, Math.min(4000, Math.round(width - 68))),
+        ranks: panels[0].ranks || state.ranks,
+        since: since || null,
+      };
+    }
+
+    async flush() {
+      const waiting = [...this.queue].sort((a, b) => b.visible - a.visible);
+      this.queue.clear();
+      const size = Math.max(1, Math.min(BATCH, Math.ceil(240 / this.runs.length)));
+      const batches = [];
+      for (let i = 0; i < waiting.length; i += size) batches.push(waiting.slice(i, i + size));
+      await Promise.all(batches.map((batch) => this.load(batch)));
+    }
+
+    async load(panels) {
+      const { generation } = this;
+      let answer;
+      try {
+        answer = await Encore.fetchSeries(this.query(panels));
+      } catch (error) {
+        for (const panel of panels) this.fail(panel, error);
+        return;
+      }
+      if (generation !== this.generation) return;
+      for (const panel of panels) {
+        panel.generation = generation;
+        panel.cursor = answer.cursor;
+        panel.answer = answer.series.filter((one) => one.key === panel.key);
+        this.paint(panel);
+      }
+    }
+
+    async poll() {
+      if (document.hidden || this.polling) return;
+      const panels = [...this.panels.values()].filter((panel) => panel.visible && panel.generation === this.generation);
+      if (!panels.length) return;
+      this.polling = true;
+      try {
+        const groups = new Map();
+        for (const panel of panels) groups.set(panel.cursor, [...(groups.get(panel.cursor) || []), panel]);
+        for (const [cursor, group] of groups) {
+          const fresh = await Encore.fetchSeries(this.query(group, cursor));
+          const moved = new Set(fresh.series.filter((one) => one.drawn > 0).map((one) => one.key));
+          for (const panel of group) if (moved.has(panel.key)) this.want(panel); else panel.cursor = fresh.cursor;
+        }
+        Encore.stale(false);
+      } catch { Encore.stale(true); } finally { this.polling = false; }
+    }
+
+    fail(panel, error) {
+      panel.element.classList.remove("loading");
+      const note = panel.element.querySelector(".chart-note");
+      note.textContent = `${error.message} `;
+      const retry = document.createElement("button");
+      retry.className = "btn";
+      retry.dataset.retry = "";
+      retry.textContent = "Try again";
+      note.append(retry);
+      note.hidden = false;
+      panel.element.classList.toggle("kept", panel.answer.length > 0);
+    }
+
+    // ---- painting
+    lines(panel) {
+      const many = this.runs.length > 1;
+      const lines = [];
+      for (const one of panel.answer) {
+        const run = this.byId.get(one.run);
+        if (!run || this.hiddenRuns.has(run.id)) continue;
+        const byRank = one.rank !== null && one.rank !== undefined && (this.state.ranks === "all" || panel.ranks);
+        const index = many ? run.colour : byRank ? one.rank : 0;
+        lines.push({
+          ...one,
+          colour: Encore.colour(index),
+          dash: many && byRank && one.rank > 0 ? [2, 3] : Encore.dash(index),
+          wide: run.wide,
+          label: [many ? run.name : "", byRank ? `rank ${one.rank}` : ""].filter(Boolean).join(" · "),
+        });
+      }
+      return lines;
+    }
+
+    paint(panel) {
+      const { state } = this;
+      panel.element.classList.remove("loading", "kept");
+      const lines = this.lines(panel);
+      const zoomed = state.from !== null || state.to !== null;
+      panel.chart.set(lines, { x: state.x, log: state.log, smooth: state.smooth, window: zoomed ? [state.from, state.to] : null });
+      const note = panel.element.querySelector(".chart-note");
+      const drawn = lines.reduce((sum, line) => sum + Number(line.drawn), 0);
+      const stored = lines.reduce((sum, line) => sum + Number(line.n), 0);
+      const nan = lines.reduce((sum, line) => sum + Number(line.nan || 0), 0);
+      const inf = lines.reduce((sum, line) => sum + Number(line.inf || 0), 0);
+      note.hidden = lines.length > 0;
+      if (!lines.length) note.textContent = panel.answer.length ? "All runs of this chart are switched off" : zoomed ? "No points in this range" : "No points yet";
+      const foot = panel.element.querySelector(".drawn");
+      if (foot) {
+        const exact = drawn === stored;
+        foot.textContent = !lines.length ? "" : exact ? `${stored.toLocaleString("en-US")} points` : `${drawn.toLocaleString("en-US")} of ${stored.toLocaleString("en-US")} points drawn`;
+        foot.title = exact ? "Every point is drawn" : "Each pixel column shows the least, greatest and mean of its points; drag over a range to see every point";
+      }
+      const odd = panel.element.querySelector(".odd");
+      if (odd) { odd.textContent = [nan ? `${nan} NaN` : "", inf ? `${inf} Inf` : ""].filter(Boolean).join(", "); odd.hidden = !nan && !inf; }
+      panel.element.dataset.ready = "1";
+    }
+
+    repaint() {
+      for (const panel of this.panels.values()) if (panel.generation >= 0) { panel.chart.destroy(); this.paint(panel); }
+    }
+  }
+
+  Encore.boards = [];
+  const start = () => { for (const root of document.querySelectorAll("[data-charts]:not([data-bound])")) { root.dataset.bound = "1"; Encore.boards.push(new Board(root)); } };
+  document.addEventListener("DOMContentLoaded", start);
+  document.addEventListener("htmx:afterSettle", () => { start(); Encore.boards.forEach((board) => board.adopt()); });
+})();

@@ -1,0 +1,89 @@
+"""Thinning a series for the screen and reducing ranks to one line, in numpy alone. Extremes never vanish."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+REDUCTIONS = ("mean", "sum", "max", "min", "last")
+
+
+@dataclass
+class Buckets:
+    """Of each non-empty bucket: its first x; min, max and mean over what is not NaN (NaN if that is nothing); first and last point
+    as logged; points counted with NaN. float64, ``count`` uint32."""
+
+    x: np.ndarray
+    min: np.ndarray
+    max: np.ndarray
+    mean: np.ndarray
+    first: np.ndarray
+    last: np.ndarray
+    count: np.ndarray
+
+
+def thin(x: np.ndarray, y: np.ndarray, lo: float, hi: float, count: int) -> Buckets:
+    """``count`` buckets of equal width over lo … hi; ``x`` does not fall and lies within; ``y`` is float64."""
+    edges = lo + (hi - lo) * (np.arange(1, count, dtype="f8") / count)
+    starts = np.unique(np.r_[0, np.searchsorted(x, edges, "left")])
+    starts = starts[starts < len(x)]
+    counts = np.diff(np.r_[starts, len(x)])
+    lasts = starts + counts - 1
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        total = np.add.reduceat(y, starts)
+        mean = total / counts
+        if np.isfinite(total).all():
+            low, high = np.minimum.reduceat(y, starts), np.maximum.reduceat(y, starts)
+        else:
+            low, high = np.fmin.reduceat(y, starts), np.fmax.reduceat(y, starts)
+            nan = np.isnan(y)
+            if nan.any():
+                numbers = counts - np.add.reduceat(nan.astype(np.int64), starts)
+                mean = np.where(numbers > 0, np.add.reduceat(np.where(nan, 0.0, y), starts) / np.maximum(numbers, 1), np.nan)
+    return Buckets(x[starts], low, high, mean, y[starts], y[lasts], counts.astype("u4"))
+
+
+def odd_counts(y: np.ndarray) -> tuple[int, int]:
+    """(NaN, infinite) values."""
+    if y.dtype.kind != "f":
+        return 0, 0
+    with np.errstate(invalid="ignore", over="ignore"):
+        if np.isfinite(y.sum()):
+            return 0, 0
+    return int(np.isnan(y).sum()), int(np.isinf(y).sum())
+
+
+def reduce_ranks(parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]], how: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(steps, times, values) of each rank, steps strictly rising, to one line: at equal steps, of the ranks that have the step.
+
+    NaN stays visible, as in numpy. ``last`` is the latest by time, then the highest rank. The time of a step is its latest.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    first = parts[0][0]
+    if all(len(steps) == len(first) and np.array_equal(steps, first) for steps, _, _ in parts[1:]):
+        times, values = (np.stack([part[at] for part in parts], axis=1) for at in (1, 2))
+        return first, times.max(axis=1), _across(times, values, how)
+    steps, times, values = (np.concatenate([part[at] for part in parts]) for at in range(3))
+    order = np.lexsort((times, steps)) if how == "last" else np.argsort(steps, kind="stable")
+    steps, times, values = steps[order], times[order], values[order]
+    starts = np.flatnonzero(np.r_[True, steps[1:] != steps[:-1]])
+    counts = np.diff(np.r_[starts, len(steps)])
+    with np.errstate(invalid="ignore", over="ignore"):
+        if how == "last":
+            found = values[starts + counts - 1]
+        elif how in ("min", "max"):
+            found = (np.minimum if how == "min" else np.maximum).reduceat(values, starts)
+        else:
+            found = np.add.reduceat(values, starts)
+            found = found / counts if how == "mean" else found
+    return steps[starts], np.maximum.reduceat(times, starts), found
+
+
+def _across(times: np.ndarray, values: np.ndarray, how: str) -> np.ndarray:
+    with np.errstate(invalid="ignore", over="ignore"):
+        if how == "last":
+            latest = values.shape[1] - 1 - times[:, ::-1].argmax(axis=1)
+            return values[np.arange(len(values)), latest]
+        return getattr(values, how)(axis=1)

@@ -1,0 +1,253 @@
+"""Keeping MetricSummary and RunValue rows up to what has come: each segment is counted once, in the commit that moves the watermark."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+
+from tracker.domain import keys as meanings
+from tracker.models import MetricSummary, Run, RunValue, Writer
+from tracker.store import blocks, rows, wire
+from tracker.store.metrics import metric_store
+
+MOST_KEYS = 500
+"""Keys of a run that have rows, by first seen; the others are found in the series themselves (reading.keys_of)."""
+POINTS_AT_ONCE = 4_000_000
+EXACT = 2**53
+
+
+def summarise_due(seconds: float = 10) -> int:
+    """Summarise every run that has something new, for at most ``seconds``; the number of runs. Safe to run twice at once."""
+    until = time.monotonic() + seconds
+    with rows.cursor() as cursor:
+        cursor.execute('SELECT DISTINCT run_id FROM tracker_writer WHERE summarised < "next"')  # index writer_unsummarised
+        due = [run_id for (run_id,) in cursor.fetchall()]
+    done = 0
+    for run_id in due:
+        if time.monotonic() >= until:
+            break
+        summarise_run(run_id)
+        done += 1
+    return done
+
+
+def summarise_run(run_id: str) -> None:
+    """Count what the run's writers sent since the last time."""
+    while _summarise_some(run_id):
+        pass
+
+
+def _summarise_some(run_id: str) -> bool:
+    """A bounded part of it, in one transaction; whether more is left."""
+    with rows.lock_run_summaries(run_id), rows.cursor() as cursor:
+        run = Run.objects.only("project_id", "summary").filter(id=run_id).first()
+        if run is None:
+            return False
+        known = dict(MetricSummary.objects.filter(run_id=run_id).order_by("id").values_list("key", "id"))
+        news: dict[int, dict[str, _News]] = defaultdict(dict)
+        more, budget = False, POINTS_AT_ONCE
+        cursor.execute(
+            'SELECT id, rank, summarised, "next" FROM tracker_writer WHERE run_id = %s AND summarised < "next" ORDER BY started_us, id',
+            [run_id],
+        )
+        for writer_id, rank, summarised, following in cursor.fetchall():
+            # Only below ``following``: on PostgreSQL more may have been committed since it was read.
+            heads = [head for head in metric_store().segment_heads(cursor, run_id, writer_id, summarised) if head.first < following]
+            taken = []
+            for head in heads:
+                if taken and budget < head.points:
+                    break
+                taken.append(head)
+                budget -= head.points
+            upto = following if len(taken) == len(heads) else taken[-1].last + 1
+            more |= upto < following
+            if taken:
+                batches = metric_store().batches(cursor, run_id, writer_id, taken[0].first, taken[-1].first)
+                _count(batches, news[rank], known)
+            cursor.execute("UPDATE tracker_writer SET summarised = %s WHERE id = %s AND summarised = %s", [upto, writer_id, summarised])
+            if cursor.rowcount != 1:
+                raise RuntimeError(f"two summaries of writer {writer_id} at once")
+            if budget <= 0:
+                more |= True
+                break
+        changed = _write(run, news)
+        _write_values(run, changed)
+        return more
+
+
+# -- counting --------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _News:
+    """What new points of one (key, rank) amount to."""
+
+    count: int = 0
+    nan_count: int = 0
+    first_nan_step: int | None = None
+    last: float | int = 0.0
+    last_step: int = 0
+    last_time: int = 0
+    record: int = -1
+    min: float | None = None
+    max: float | None = None
+    sum: float = 0.0
+
+
+def _count(batches: list[wire.Batch], news: dict[str, _News], known: dict[str, int]) -> None:
+    """Add the batches of one writer, in order; keys beyond the limit are passed over."""
+    dense: dict[str, list[wire.Dense]] = {}
+    for batch in batches:
+        for frame in batch.frames:
+            if not frame.points:
+                continue
+            for key in frame.keys:
+                if len(known) >= MOST_KEYS:
+                    break
+                known.setdefault(key, 0)
+            if isinstance(frame, wire.Dense):
+                dense.setdefault(frame.keylist, []).append(frame)
+            else:
+                _count_sparse(frame, news, known)
+    for group in dense.values():
+        _count_dense(group, news, known)
+
+
+def _count_dense(group: list[wire.Dense], news: dict[str, _News], known: dict[str, int]) -> None:
+    keys, types = group[0].keys, np.frombuffer(group[0].types.encode(), "u1") == ord("q")
+    chosen = np.array([at for at, key in enumerate(keys) if key in known], int)
+    if not len(chosen):
+        return
+    steps, times, records = (np.concatenate([getattr(f, name) for f in group]) for name in ("steps", "times", "records"))
+    matrix = np.concatenate([f.matrix[chosen] for f in group], axis=1)
+    types = types[chosen]
+    for kind in (blocks.F64, blocks.I64):
+        at = np.flatnonzero(types == bool(kind))
+        if len(at):
+            _add([keys[i] for i in chosen[at]], kind, matrix[at], steps, times, records, news)
+
+
+def _count_sparse(frame: wire.Sparse, news: dict[str, _News], known: dict[str, int]) -> None:
+    group = frame.index.astype(np.int64) * 2 + frame.types
+    order = np.argsort(group, kind="stable")
+    starts = np.flatnonzero(np.r_[True, group[order][1:] != group[order][:-1]])
+    for start, end in zip(starts, np.r_[starts[1:], len(order)], strict=True):
+        at = order[start:end]
+        key = frame.keys[int(group[at[0]]) >> 1]
+        if key in known:
+            bits = frame.bits[at].reshape(1, -1)
+            _add([key], int(group[at[0]]) & 1, bits, frame.steps[at], frame.times[at], frame.records[at], news)
+
+
+def _add(keys: list[str], kind: int, bits: np.ndarray, steps, times, records, news: dict[str, _News]) -> None:
+    entries = np.zeros(len(keys), blocks.COLUMN)
+    blocks.statistics(entries, np.arange(len(keys)), kind, bits)
+    dtype = "<i8" if kind == blocks.I64 else "<f8"
+    lows, highs = (np.ascontiguousarray(entries[name]).view(dtype).tolist() for name in ("min", "max"))
+    lasts = np.ascontiguousarray(bits[:, -1]).view(dtype).tolist()
+    rows_ = len(steps)
+    for at, (key, nan, total) in enumerate(zip(keys, entries["nan"].tolist(), entries["sum"].tolist(), strict=True)):
+        found = news.setdefault(key, _News())
+        found.count += rows_
+        if nan:
+            if found.first_nan_step is None:
+                found.first_nan_step = int(steps[np.isnan(bits[at].view("<f8")).argmax()])
+            found.nan_count += nan
+        if nan < rows_:
+            found.min = lows[at] if found.min is None else min(found.min, lows[at])
+            found.max = highs[at] if found.max is None else max(found.max, highs[at])
+            found.sum += total
+        if int(records[-1]) > found.record:
+            found.record, found.last = int(records[-1]), lasts[at]
+            found.last_step, found.last_time = int(steps[-1]), int(times[-1])
+
+
+# -- rows ------------------------------------------------------------------------------------------------------------------------------
+
+
+def _write(run: Run, news: dict[int, dict[str, _News]]) -> list[str]:
+    """Merge into the rows; the keys that changed."""
+    changed: list[str] = []
+    for rank, by_key in news.items():
+        keys = list(by_key)
+        changed += keys
+        there = {}
+        for start in range(0, len(keys), 500):
+            for row in MetricSummary.objects.filter(run_id=run.id, rank=rank, key__in=keys[start : start + 500]):
+                there[row.key] = row
+        fresh = [_merge(MetricSummary(run_id=run.id, key=key, rank=rank), found) for key, found in by_key.items() if key not in there]
+        MetricSummary.objects.bulk_create(fresh, batch_size=60)
+        old = [_merge(there[key], found) for key, found in by_key.items() if key in there]
+        if old:
+            # One statement for all; bulk_update's CASE for each field is ten times slower.
+            MetricSummary.objects.bulk_create(
+                old, batch_size=60, update_conflicts=True, unique_fields=["run", "key", "rank"],
+                update_fields=["count", "nan_count", "first_nan_step", "last", "last_text", "last_step", "last_time", "min", "max", "sum"],
+            )  # fmt: skip
+    return list(dict.fromkeys(changed))
+
+
+def _merge(row: MetricSummary, news: _News) -> MetricSummary:
+    row.count += news.count
+    row.nan_count += news.nan_count
+    if row.first_nan_step is None:
+        row.first_nan_step = news.first_nan_step
+    if row.last_time is None or news.last_time >= row.last_time:
+        row.last, row.last_text = _storable(news.last)
+        row.last_step, row.last_time = news.last_step, news.last_time
+    if news.min is not None:
+        row.min = float(news.min if row.min is None else min(row.min, news.min))
+        row.max = float(news.max if row.max is None else max(row.max, news.max))
+        if row.sum is not None or row.count == news.count:
+            row.sum = (row.sum or 0.0) + news.sum
+        if row.sum is not None and math.isnan(row.sum):  # inf - inf: there is no sum
+            row.sum = None
+    return row
+
+
+def _storable(value: float | int) -> tuple[float | None, str]:
+    """SQL has no NaN that both databases keep, and floats no integers beyond 2**53: those are in the text."""
+    if isinstance(value, int):
+        return float(value), str(value) if abs(value) > EXACT else ""
+    if math.isnan(value):
+        return None, "NaN"
+    if math.isinf(value):
+        return value, "Infinity" if value > 0 else "-Infinity"
+    return value, ""
+
+
+def _write_values(run: Run, keys: list[str]) -> None:
+    """The value that runs are sorted and filtered by: the last of each rank, reduced. What the program set itself stays."""
+    own = run.summary if isinstance(run.summary, dict) else {}
+    keys = [key for key in keys if key not in own]
+    if not keys:
+        return
+    lasts: dict[str, list[MetricSummary]] = defaultdict(list)
+    for start in range(0, len(keys), 500):
+        for row in MetricSummary.objects.filter(run_id=run.id, key__in=keys[start : start + 500]).order_by("rank"):
+            lasts[row.key].append(row)
+    definitions = list(run.key_definitions.order_by("id").values_list("pattern", "fields"))
+    values = []
+    for key, found in lasts.items():
+        number, text = _reduced(found, meanings.meaning(key, definitions).reduce)
+        values.append(RunValue(project_id=run.project_id, run_id=run.id, kind=RunValue.Kind.SUMMARY, path=key, number=number, text=text))
+    RunValue.objects.bulk_create(
+        values, batch_size=150, update_conflicts=True, unique_fields=["run", "kind", "path"], update_fields=["number", "text"]
+    )
+
+
+def _reduced(found: list[MetricSummary], how: str) -> tuple[float | None, str | None]:
+    if how == "last":
+        found = [max(found, key=lambda row: (row.last_time or 0, row.rank))]
+    numbers = [math.nan if row.last is None else row.last for row in found]
+    with np.errstate(invalid="ignore", over="ignore"):
+        value = numbers[0] if len(numbers) == 1 else float(getattr(np, {"last": "max"}.get(how, how))(numbers))
+    if math.isnan(value):
+        return None, "NaN"
+    if math.isinf(value):
+        return value, "Infinity" if value > 0 else "-Infinity"
+    return value, None

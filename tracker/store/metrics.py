@@ -1,0 +1,188 @@
+"""``MetricStore``: segments in rows, blocks in objects, and the moves between them. Callers hold the transaction."""
+
+from __future__ import annotations
+
+import json
+import threading
+import zlib
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from django.db import connection
+from django.utils import timezone
+
+from tracker.domain.errors import RangeConflict, WriterUnknown
+from tracker.models import MetricBlock, MetricTrash
+from tracker.store import blocks, rows, wire
+from tracker.store.inflate import inflate
+
+CACHED_KEYLISTS = 4096
+
+
+@dataclass(slots=True)
+class Position:
+    """Where a writer's row stands; kept up while a group of batches is stored."""
+
+    run: str
+    next: int
+    hot_bytes: int
+    hot_segments: int
+
+
+@dataclass(slots=True)
+class SegmentHead:
+    writer: str
+    first: int
+    last: int
+    points: int
+    bytes: int
+    keylists: str
+
+
+class MetricStore:
+    """One for the process (``metric_store()``); safe for many threads."""
+
+    def __init__(self) -> None:
+        self._keylists: OrderedDict[tuple[str, str], wire.Keylist] = OrderedDict()
+        self._lock = threading.Lock()
+
+    # -- key lists ------------------------------------------------------------------------------------------------------------------
+
+    def lookup(self, run: str) -> wire.Lookup:
+        """For ``wire.decode``: the key lists this run has told of, from memory or the database."""
+        return lambda keylist: self.keylist(run, keylist)
+
+    def keylist(self, run: str, keylist: str) -> wire.Keylist | None:
+        with self._lock:
+            if (found := self._keylists.get((run, keylist))) is not None:
+                self._keylists.move_to_end((run, keylist))
+                return found
+        with rows.cursor() as cursor:
+            cursor.execute("SELECT names FROM tracker_metrickeyset WHERE run_id = %s AND keylist = %s", [run, keylist])
+            row = cursor.fetchone()
+        if row is None:
+            return None
+        types, keys = json.loads(zlib.decompress(bytes(row[0])))
+        found = types, tuple(keys)
+        self.remember(run, keylist, found)
+        return found
+
+    def remember(self, run: str, keylist: str, found: wire.Keylist) -> None:
+        """Only what is committed: another writer's batch may leave its keys out from then on."""
+        with self._lock:
+            self._keylists[run, keylist] = found
+            while len(self._keylists) > CACHED_KEYLISTS:
+                self._keylists.popitem(last=False)
+
+    # -- segments -------------------------------------------------------------------------------------------------------------------
+
+    def position(self, cursor, writer: str) -> Position:
+        """The writer's row, locked until the transaction ends. Raises WriterUnknown."""
+        lock = " FOR UPDATE" if rows.on_postgres() else ""  # SQLite's whole transaction is the lock
+        cursor.execute(f'SELECT run_id, "next", hot_bytes, hot_segments FROM tracker_writer WHERE id = %s{lock}', [writer])  # noqa: S608
+        row = cursor.fetchone()
+        if row is None:
+            raise WriterUnknown
+        return Position(*row)
+
+    def append(self, cursor, position: Position, batch: wire.Batch, body: bytes, encoding: str) -> bool:
+        """Store the batch if it starts at the writer's next record; False if all of it is stored already. Raises RangeConflict.
+
+        ``body`` is kept as it was sent. A batch without points (documents, holes) only moves ``next``.
+        """
+        if batch.last < position.next:
+            return False
+        if batch.first != position.next:
+            raise RangeConflict(next=position.next)
+        points = batch.points
+        if points:
+            for frame in batch.frames:
+                if isinstance(frame, wire.Dense) and frame.is_new:
+                    names = zlib.compress(json.dumps([frame.types, frame.keys], separators=(",", ":"), ensure_ascii=False).encode())
+                    cursor.execute(
+                        "INSERT INTO tracker_metrickeyset (run_id, keylist, names) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING",
+                        [batch.run, frame.keylist, names],
+                    )
+            now = connection.ops.adapt_datetimefield_value(timezone.now())
+            cursor.execute(
+                'INSERT INTO tracker_metricsegment (run_id, writer_id, "first", "last", points, lo_step, hi_step, keylists, encoding, '
+                "body, received_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+                [
+                    batch.run, batch.writer, batch.first, batch.last, points, *batch.step_range(), batch.keylists(), encoding,
+                    body, now,
+                ],
+            )  # fmt: skip
+            position.hot_bytes += len(body)
+            position.hot_segments += 1
+        position.next = batch.last + 1
+        return True
+
+    def advance(self, cursor, writer: str, position: Position, last_step: int | None) -> None:
+        """Write the position back, once for all batches of the transaction."""
+        cursor.execute(
+            'UPDATE tracker_writer SET "next" = %s, hot_bytes = %s, hot_segments = %s, last_step = COALESCE(%s, last_step) WHERE id = %s',
+            [position.next, position.hot_bytes, position.hot_segments, last_step, writer],
+        )
+
+    def segment_heads(self, cursor, run: str, writer: str | None = None, since: int = 0) -> list[SegmentHead]:
+        """The hot segments of a run (or one writer's) whose last record is ``since`` or later, without their bodies, in order."""
+        where, args = "run_id = %s AND \"last\" >= %s", [run, since]
+        if writer is not None:
+            where, args = where + " AND writer_id = %s", [*args, writer]
+        cursor.execute(
+            'SELECT writer_id, "first", "last", points, LENGTH(body), keylists FROM tracker_metricsegment '  # noqa: S608
+            f'WHERE {where} ORDER BY writer_id, "first"',
+            args,
+        )
+        return [SegmentHead(*row) for row in cursor.fetchall()]
+
+    def batches(self, cursor, run: str, writer: str, first: int, last: int) -> list[wire.Batch]:
+        """The segments first … last (both are numbers of first records), decoded."""
+        cursor.execute(
+            "SELECT encoding, body FROM tracker_metricsegment WHERE run_id = %s AND writer_id = %s AND \"first\" BETWEEN %s AND %s "
+            'ORDER BY "first"',
+            [run, writer, first, last],
+        )
+        return [wire.decode(inflate(bytes(body), encoding), self.lookup(run)) for encoding, body in cursor.fetchall()]
+
+    # -- blocks ---------------------------------------------------------------------------------------------------------------------
+
+    def move_to_block(
+        self, cursor, *, run: str, writer: str, was_upto: int, heads: list[SegmentHead], block: blocks.Encoded, object_key: str
+    ) -> bool:
+        """In the caller's transaction: segments out, block in. False if another compaction was faster; then nothing was changed."""
+        first, last = heads[0].first, heads[-1].last
+        # First of all: it takes the writer's lock (waiting for an append in flight) and tells the loser of a race.
+        cursor.execute(
+            "UPDATE tracker_writer SET upto = %s, hot_bytes = hot_bytes - %s, hot_segments = hot_segments - %s WHERE id = %s AND upto = %s",
+            [last + 1, sum(head.bytes for head in heads), len(heads), writer, was_upto],
+        )
+        if cursor.rowcount != 1:
+            return False
+        MetricBlock.objects.create(
+            run_id=run, writer_id=writer, first=first, last=last, points=block.points, lo_step=block.lo_step, hi_step=block.hi_step,
+            bytes=len(block.data), directory_bytes=block.directory_bytes, object_key=object_key,
+        )  # fmt: skip
+        cursor.execute(
+            'DELETE FROM tracker_metricsegment WHERE run_id = %s AND writer_id = %s AND "first" BETWEEN %s AND %s',
+            [run, writer, first, last],
+        )
+        if cursor.rowcount != len(heads):
+            raise RuntimeError(f"compaction of writer {writer} found {cursor.rowcount} segments to move, not {len(heads)}; nothing was moved")
+        return True
+
+    def discard(self, object_key: str, delete_after) -> None:
+        """Let the object be deleted later, when no reader can still be at it."""
+        MetricTrash.objects.get_or_create(object_key=object_key, defaults={"delete_after": delete_after})
+
+    def forget(self) -> None:
+        """Drop what is remembered (tests that empty the database)."""
+        with self._lock:
+            self._keylists.clear()
+
+
+_STORE = MetricStore()
+
+
+def metric_store() -> MetricStore:
+    return _STORE

@@ -1,0 +1,57 @@
+"""SQL of the metric store's hot path, alike on SQLite and PostgreSQL. Past the ORM, which takes longer than the statements."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from django.db import connection, transaction
+
+IS_POSTGRES = "postgresql"
+
+
+def on_postgres() -> bool:
+    return connection.vendor == IS_POSTGRES
+
+
+@contextlib.contextmanager
+def cursor() -> Iterator:
+    """A cursor with ``%s`` parameters whose bytes travel as bytes; errors are Django's. Inside a transaction it belongs to it."""
+    if not on_postgres():
+        with connection.cursor() as found:
+            yield found
+        return
+    import psycopg
+
+    # Django's own binds on the client, where a body becomes twice as many hex digits.
+    connection.ensure_connection()
+    with connection.wrap_database_errors, psycopg.Cursor(connection.connection) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def snapshot() -> Iterator:
+    """A cursor under which the database stands still and nobody is kept waiting.
+
+    Inside a transaction of the caller's it is that one (on PostgreSQL that is weaker; only tests do it).
+    """
+    with cursor() as found:
+        if connection.in_atomic_block:
+            yield found
+            return
+        # Raw: Django's atomic() would take SQLite's write lock (transaction_mode IMMEDIATE).
+        found.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY" if on_postgres() else "BEGIN DEFERRED")
+        try:
+            yield found
+        finally:
+            found.execute("ROLLBACK")
+
+
+@contextlib.contextmanager
+def lock_run_summaries(run_id: str) -> Iterator[None]:
+    """A transaction in which no other one keeps up the summaries of this run. SQLite has one writer anyway."""
+    with transaction.atomic():
+        if on_postgres():
+            with connection.cursor() as found:
+                found.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 1))", [run_id])
+        yield

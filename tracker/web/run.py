@@ -1,0 +1,194 @@
+"""One run: its tabs, and the small things done to it."""
+
+from __future__ import annotations
+
+import json
+
+from django.contrib import messages
+from django.db.models import Count
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.urls import reverse
+from django.views.decorators.http import require_POST
+
+from tracker.domain.lifecycle import RunState
+from tracker.models import MetricSummary, Run
+from tracker.services import preflight as preflights
+from tracker.services import projects
+from tracker.services import runs as service
+from tracker.web import shell_words
+from tracker.web.page import page
+from tracker.web.summaries import metric_rows
+from tracker.web.trees import config_tree
+
+TABS = (
+    ("overview", "Overview"),
+    ("charts", "Charts"),
+    ("system", "System"),
+    ("logs", "Logs"),
+    ("code", "Code"),
+    ("environment", "Environment"),
+    ("reproductions", "Reproductions"),
+)
+MOST_PANELS = 2000
+OPEN_PANELS = 60
+SYSTEM = "system/"
+
+
+def find(request: HttpRequest, run_id: str) -> Run:
+    return get_object_or_404(Run.objects.visible_to(request.user).select_related("project", "user", "reproduction"), id=run_id)
+
+
+def head(request: HttpRequest, run: Run, tab: str) -> dict:
+    """What stands above every tab."""
+    attempts = list(run.attempts.all())
+    _, recipe = service.recipe_of(run)
+    role = projects.role_of(user=request.user, project=run.project)
+    state = RunState(run.state)
+    verdict_count = run.reproductions.count()
+    keys = MetricSummary.objects.filter(run=run).values("key").distinct()
+    system_count = keys.filter(key__startswith=SYSTEM).count()
+    counts = {"charts": keys.count() - system_count, "system": system_count, "reproductions": verdict_count}
+    return {
+        "run": run,
+        "title": run.name,
+        "path": [
+            {"name": "Projects", "url": "/"},
+            {"name": run.project.slug, "url": reverse("project", args=[run.project.slug])},
+            {"name": run.name},
+        ],
+        "tab": tab,
+        "tabs": [
+            {"name": name, "url": reverse(f"run-{key}", args=[run.id]), "current": key == tab, "count": counts.get(key)}
+            for key, name in TABS
+        ],
+        "attempts": attempts,
+        "recipe": recipe,
+        "command": shell_words.command_line(recipe.get("command") or {}),
+        "live": not state.is_terminal,
+        "can_edit": role in ("editor", "owner"),
+        "can_reproduce": role in ("editor", "owner"),
+        "preflight": _preflight(run),
+        "origin": getattr(run, "reproduction", None),
+        "seconds": (run.finished_at - (run.started_at or run.created_at)).total_seconds() if run.finished_at else None,
+        "since": run.started_at or run.created_at,
+        "poll_url": request.path,
+    }
+
+
+def _preflight(run: Run) -> dict:
+    found = preflights.preflight(run)
+    states = {one["state"] for one in found["items"]}
+    worst = next((state for state in ("missing", "warn") if state in states), "ok")
+    items = [{**one, "icon": f"s-{one['state']}"} for one in found["items"]]
+    return {**found, "items_list": items, "worst": worst}
+
+
+def answer(request: HttpRequest, context: dict) -> HttpResponse:
+    if request.htmx and not request.htmx.history_restore_request:
+        return render(request, f"run/_{context['tab']}.html", context)
+    return render(request, "run/page.html", context)
+
+
+@page
+def header(request: HttpRequest, run_id: str) -> HttpResponse:
+    """Only what stands above the tabs, for its live update."""
+    return render(request, "run/_head.html", head(request, find(request, run_id), ""))
+
+
+@page
+def overview(request: HttpRequest, run_id: str) -> HttpResponse:
+    run = find(request, run_id)
+    context = head(request, run, "overview")
+    context.update(
+        config=config_tree(run.config or {}),
+        metrics=metric_rows(run, limit=300),
+        own_summary=config_tree(run.summary or {}),
+        writers=list(run.writers.select_related("attempt").order_by("attempt__number", "kind", "rank")[:64]),
+        events=list(run.events.exclude(name__in=["start", "finish"]).order_by("-time_us")[:20]),
+        source=context["recipe"].get("source") or {},
+        hardware=context["recipe"].get("hardware") or {},
+        command_facts=context["recipe"].get("command") or {},
+    )
+    return answer(request, context)
+
+
+@page
+def charts(request: HttpRequest, run_id: str) -> HttpResponse:
+    return _charts(request, run_id, "charts")
+
+
+@page
+def system(request: HttpRequest, run_id: str) -> HttpResponse:
+    return _charts(request, run_id, "system")
+
+
+def _charts(request: HttpRequest, run_id: str, tab: str) -> HttpResponse:
+    run = find(request, run_id)
+    context = head(request, run, tab)
+    rows = MetricSummary.objects.filter(run=run)
+    rows = rows.filter(key__startswith=SYSTEM) if tab == "system" else rows.exclude(key__startswith=SYSTEM)
+    found = list(rows.values("key").annotate(ranks=Count("rank", distinct=True)).order_by("key")[: MOST_PANELS + 1])
+    context.update(
+        sections=sections([row["key"] for row in found[:MOST_PANELS]], system=tab == "system"),
+        more=len(found) > MOST_PANELS,
+        ranks=max((row["ranks"] for row in found), default=1),
+        most=MOST_PANELS,
+        chart_runs_json=json.dumps([{"id": run.id, "name": run.name, "colour": 0}]),
+    )
+    return answer(request, context)
+
+
+def sections(keys: list[str], system: bool = False) -> list[dict]:
+    """Panels by the prefix of their key; what has none comes first. Sections are open until there are too many panels to be useful."""
+    groups: dict[str, list[str]] = {}
+    for key in keys:
+        rest = key.removeprefix(SYSTEM) if system else key
+        prefix, slash, _ = rest.partition("/")
+        if system and not slash:
+            prefix = rest.partition(".")[0].partition("_")[0]
+        groups.setdefault(prefix if slash or system else "", []).append(key)
+    out, shown = [], 0
+    for prefix, members in sorted(groups.items()):
+        out.append({"name": prefix or "metrics", "keys": members, "open": shown < OPEN_PANELS})
+        shown += len(members)
+    return out
+
+
+@page
+@require_POST
+def edit(request: HttpRequest, run_id: str) -> HttpResponse:
+    """Name, notes and tags, each by its own small form."""
+    run = find(request, run_id)
+    changes: dict = {}
+    if name := request.POST.get("name", "").strip():
+        changes["name"] = name[:250]
+    if "notes" in request.POST:
+        changes["notes"] = request.POST["notes"]
+    if "tags" in request.POST:
+        changes["tags"] = [tag.strip() for tag in request.POST["tags"].split(",") if tag.strip()]
+    if request.POST.get("archive") in ("0", "1"):
+        changes["archived"] = request.POST["archive"] == "1"
+    if changes:
+        service.update(run=run, user=request.user, **changes)
+    return redirect(
+        request.POST.get("back") if request.POST.get("back", "").startswith("/runs/") else reverse("run-overview", args=[run.id])
+    )
+
+
+@page
+@require_POST
+def stop(request: HttpRequest, run_id: str) -> HttpResponse:
+    run = find(request, run_id)
+    service.request_stop(run=run, user=request.user)
+    messages.success(request, "Asked to stop. The sender tells the training process within seconds; the state changes when it has ended.")
+    return redirect("run-overview", run.id)
+
+
+@page
+@require_POST
+def delete(request: HttpRequest, run_id: str) -> HttpResponse:
+    run = find(request, run_id)
+    service.delete(run=run, user=request.user)
+    messages.success(request, f"{run.name} lies in the trash for 7 days.")
+    return redirect("project", run.project.slug)

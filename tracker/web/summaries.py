@@ -1,0 +1,60 @@
+"""Metric summaries of runs, reduced over ranks for tables."""
+
+from __future__ import annotations
+
+import math
+
+from tracker.models import MetricSummary, Run
+
+
+def last_value(row: MetricSummary):
+    """Exact where the float is not: NaN, Inf, integers beyond 2**53."""
+    if row.last_text:
+        try:
+            return int(row.last_text)
+        except ValueError:
+            return float(row.last_text.replace("Infinity", "inf"))
+    if row.last is not None and math.isfinite(row.last) and row.last.is_integer() and abs(row.last) < 1e15:
+        return int(row.last)
+    return row.last
+
+
+def metric_rows(run: Run, limit: int) -> list[dict]:
+    """``{"key", "last", "min", "max", "mean", "count", "nan_count", "first_nan_step", "last_step", "ranks"}`` by key; rank 0's last value."""
+    rows: dict[str, dict] = {}
+    for row in MetricSummary.objects.filter(run=run).order_by("key", "rank"):
+        one = rows.get(row.key)
+        if one is None:
+            if len(rows) >= limit:
+                break
+            one = rows[row.key] = {
+                "key": row.key, "last": last_value(row), "last_step": row.last_step, "min": row.min, "max": row.max,
+                "count": 0, "nan_count": 0, "first_nan_step": row.first_nan_step, "sum": 0.0, "finite": 0, "ranks": 0,
+            }  # fmt: skip
+        one["ranks"] += 1
+        one["count"] += row.count
+        one["nan_count"] += row.nan_count
+        one["min"] = _pick(min, one["min"], row.min)
+        one["max"] = _pick(max, one["max"], row.max)
+        if row.first_nan_step is not None:
+            one["first_nan_step"] = _pick(min, one["first_nan_step"], row.first_nan_step)
+        if row.sum is not None:
+            one["sum"] += row.sum
+            one["finite"] += row.count - row.nan_count
+    for one in rows.values():
+        one["mean"] = one["sum"] / one["finite"] if one["finite"] else None
+    return list(rows.values())
+
+
+def _pick(choose, a, b):
+    return b if a is None else a if b is None else choose(a, b)
+
+
+def last_values(run_ids: list[str], limit: int = 500) -> dict[str, dict]:
+    """``{key: {run id: last value}}`` of rank 0 (or the lowest rank there is)."""
+    table: dict[str, dict] = {}
+    for row in MetricSummary.objects.filter(run__in=run_ids).order_by("key", "rank"):
+        if row.key not in table and len(table) >= limit:
+            continue
+        table.setdefault(row.key, {}).setdefault(row.run_id, last_value(row))
+    return table
