@@ -192,6 +192,8 @@
         ctx.beginPath(); ctx.moveTo(x, to.top); ctx.lineTo(x, to.top + to.height); ctx.stroke();
         ctx.setLineDash([]);
         ctx.font = `${11 * ratio}px ${css("--sans")}`;
+        ctx.textAlign = "left";
+        ctx.textBaseline = "alphabetic";
         const wide = ctx.measureText(mark.text).width;
         ctx.fillText(mark.text, x + 5 * ratio + wide > to.left + to.width ? x - wide - 5 * ratio : x + 5 * ratio, to.top + 12 * ratio);
       }
@@ -315,8 +317,8 @@
       this.dot.style.background = line.colour;
       if (!out) return;
       const step = line.steps ? `step ${grouped(line.steps[i])}` : Encore.xText(x, line.x[i]);
-      const raw = this.options.smooth > 0 && line.base[i] !== value ? ` (${Encore.shortNumber(line.base[i])})` : "";
-      const band = line.min && line.min[i] < line.max[i] ? ` [${Encore.shortNumber(line.min[i])}, ${Encore.shortNumber(line.max[i])}]` : "";
+      const raw = this.lines.length === 1 && this.options.smooth > 0 && line.base[i] !== value ? ` (${Encore.shortNumber(line.base[i])})` : "";
+      const band = this.lines.length === 1 && line.min && line.min[i] < line.max[i] ? ` [${Encore.shortNumber(line.min[i])}, ${Encore.shortNumber(line.max[i])}]` : "";
       out.textContent = "";
       if (line.label && this.lines.length > 1) {
         const name = document.createElement("span");

@@ -154,7 +154,8 @@
         runs: this.runs.map((run) => run.id),
         keys: [...new Set(panels.map((panel) => panel.key))],
         x: state.x, from: state.from, to: state.to,
-        buckets: Math.max(100, Math.min(4000, Math.round(width - 68))),
+        // Few runs: twice and more the pixels, so that small runs come exactly. Many: what the panel can show.
+        buckets: Math.max(this.runs.length <= 8 ? 1000 : 100, Math.min(4000, Math.round(width - 68))),
         ranks: panels[0].ranks || state.ranks,
         since: since || null,
       };
@@ -197,11 +198,39 @@
         for (const panel of panels) groups.set(panel.cursor, [...(groups.get(panel.cursor) || []), panel]);
         for (const [cursor, group] of groups) {
           const fresh = await Encore.fetchSeries(this.query(group, cursor));
-          const moved = new Set(fresh.series.filter((one) => one.drawn > 0).map((one) => one.key));
-          for (const panel of group) if (moved.has(panel.key)) this.want(panel); else panel.cursor = fresh.cursor;
+          for (const panel of group) {
+            const tails = fresh.series.filter((one) => one.key === panel.key);
+            if (tails.length && !this.grow(panel, tails)) { this.want(panel); continue; }
+            panel.cursor = fresh.cursor;
+            if (tails.length) this.paint(panel);
+          }
         }
         Encore.stale(false);
       } catch { Encore.stale(true); } finally { this.polling = false; }
+    }
+
+    // Put tails behind what is there, as long as every point is drawn; what has outgrown that is asked for as a whole.
+    grow(panel, tails) {
+      const most = this.query([panel]).buckets;
+      const joined = [];
+      for (const tail of tails) {
+        const at = panel.answer.findIndex((one) => one.run === tail.run && one.rank === tail.rank);
+        const old = panel.answer[at];
+        if (!old || !old.exact || !tail.exact || !old.steps || !tail.steps) return false;
+        let keep = old.x.length;
+        while (keep > 0 && old.x[keep - 1] >= tail.from) keep -= 1;
+        if (keep + tail.x.length > most) return false;
+        const join = (Type, a, b) => { const out = new Type(keep + b.length); out.set(a.subarray(0, keep)); out.set(b, keep); return out; };
+        const x = join(Float64Array, old.x, tail.x);
+        const y = join(Float64Array, old.y, tail.y);
+        const lost = old.n - Math.round((old.n * keep) / (old.x.length || 1));
+        let nan = 0;
+        let inf = 0;
+        for (const value of y) if (Number.isNaN(value)) nan += 1; else if (!Number.isFinite(value)) inf += 1;
+        joined.push([at, { ...old, x, y, steps: join(BigInt64Array, old.steps, tail.steps), n: old.n - lost + tail.n, drawn: x.length, nan, inf }]);
+      }
+      for (const [at, line] of joined) panel.answer[at] = line;
+      return true;
     }
 
     fail(panel, error) {
@@ -252,7 +281,7 @@
       if (!lines.length) note.textContent = panel.answer.length ? "All runs of this chart are switched off" : zoomed ? "No points in this range" : "No points yet";
       const foot = panel.element.querySelector(".drawn");
       if (foot) {
-        const exact = drawn === stored;
+        const exact = lines.every((line) => line.exact);
         foot.textContent = !lines.length ? "" : exact ? `${stored.toLocaleString("en-US")} points` : `${drawn.toLocaleString("en-US")} of ${stored.toLocaleString("en-US")} points drawn`;
         foot.title = exact ? "Every point is drawn" : "Each pixel column shows the least, greatest and mean of its points; drag over a range to see every point";
       }

@@ -25,7 +25,7 @@ def get(mapping, key):
 
 @register.filter
 def utc(moment):
-    return moment.strftime("%Y-%m-%d %H:%M:%S UTC") if moment else "–"
+    return moment.strftime("%Y-%m-%d %H:%M:%S UTC") if moment else "\N{EN DASH}"
 
 
 @register.filter

@@ -6,11 +6,18 @@ from dataclasses import dataclass
 
 from django.db.models import Count, Q
 
+from tracker.domain import keys
 from tracker.models import RunValue
 
 DEFAULT_CONFIG = 4
 DEFAULT_SUMMARY = 5
 MOST_CHOICES = 400
+
+
+def first_look(key: str, definitions=()) -> tuple:
+    """Sorts keys by what one wants to see first: what is evidence, losses and accuracies by name, validation before training."""
+    common = key.rpartition("/")[2] in ("loss", "accuracy", "acc")
+    return (not keys.meaning(key, definitions).evidence, not common, not key.startswith(("val", "test", "eval")), key)
 
 
 @dataclass
@@ -41,6 +48,7 @@ def default(found: list[dict]) -> list[str]:
     config = [row for row in found if row["kind"] == "config"]
     differing = [row for row in config if row["numbers"] + row["texts"] > 1] or config
     summary = [row for row in found if row["kind"] == "summary" and not row["path"].startswith("system/")]
+    summary.sort(key=lambda row: (-row["runs"], *first_look(row["path"])))
     chosen = [f"config.{row['path']}" for row in differing[:DEFAULT_CONFIG]]
     return chosen + [f"summary.{row['path']}" for row in summary[:DEFAULT_SUMMARY]]
 

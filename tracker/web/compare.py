@@ -12,7 +12,7 @@ from django.urls import reverse
 
 from tracker.domain import facts, keys
 from tracker.domain.lifecycle import RunState
-from tracker.models import Attempt, KeyDefinition, MetricSummary, Project, Run
+from tracker.models import Attempt, KeyDefinition, MetricSummary, Run
 from tracker.web import run as runs_page
 from tracker.web.page import page, show
 from tracker.web.summaries import last_values
@@ -115,17 +115,14 @@ def _table(context: dict, rows: list[dict]) -> None:
 def _same(a, b) -> bool:
     if isinstance(a, float) and isinstance(b, float) and math.isnan(a) and math.isnan(b):
         return True
-    return type(a) is type(b) and a == b or (a == b and not isinstance(a, bool) and not isinstance(b, bool))
+    return a == b and isinstance(a, bool) == isinstance(b, bool)
 
 
 MISSING = object()
 
 
 def _cells(found: list, base_value) -> list[dict]:
-    return [
-        {"value": None if value is MISSING else value, "absent": value is MISSING, "differs": not _same(value, base_value)}
-        for value in found
-    ]
+    return [{"value": None if one is MISSING else one, "absent": one is MISSING, "differs": not _same(one, base_value)} for one in found]
 
 
 def _config(context: dict, runs: list[Run], base: Run) -> None:
@@ -184,7 +181,7 @@ def _facts(context: dict, runs: list[Run], base: Run) -> None:
     for attempt in Attempt.objects.filter(run__in=runs).order_by("number"):
         if attempt.recipe:
             recipes[attempt.run_id] = attempt.recipe
-    found = {run.id: {name: value for name, value in facts.facts(recipes.get(run.id, {})).items()} for run in runs}
+    found = {run.id: facts.facts(recipes.get(run.id, {})) for run in runs}
     for run in runs:
         source = recipes.get(run.id, {}).get("source") or {}
         if source.get("tree"):
@@ -200,4 +197,3 @@ def _facts(context: dict, runs: list[Run], base: Run) -> None:
         rows.append({"name": name, "cells": cells, "differs": any(c["differs"] for c in cells), "numeric": facts.is_numeric(name)})
     _table(context, rows)
     context["no_recipe"] = [run for run in runs if run.id not in recipes]
-    context["projects"] = Project.objects.none()

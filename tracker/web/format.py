@@ -10,7 +10,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString, mark_safe
 
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
-DASH = mark_safe('<span class="none" title="no value">–</span>')
+DASH = mark_safe('<span class="none" title="no value">\N{EN DASH}</span>')
 
 
 def short_number(value: float | int) -> str:
@@ -85,7 +85,7 @@ def value(thing) -> SafeString:
 def short_duration(seconds: float | None) -> str:
     """``2h 14m``, ``3m 05s``, ``12.4s``, ``180ms``: two units at most."""
     if seconds is None:
-        return "–"
+        return "\N{EN DASH}"
     seconds = max(0.0, float(seconds))
     if seconds < 1:
         return f"{seconds * 1000:.0f}ms"
@@ -136,7 +136,7 @@ def age(then: datetime | None) -> SafeString:
 
 def short_bytes(count: int | float | None) -> str:
     if count is None:
-        return "–"
+        return "\N{EN DASH}"
     size = float(count)
     for unit in UNITS:
         if abs(size) < 1024 or unit == UNITS[-1]:

@@ -24,7 +24,13 @@ def projects(request: HttpRequest) -> HttpResponse:
     recent = (
         Run.objects.visible_to(request.user).filter(archived_at=None).select_related("project", "user").order_by("-created_at", "id")[:12]
     )
-    context = {"title": "Projects", "path": [{"name": "Projects"}], "projects": list(found), "recent": list(recent), "slug": "my-project"}
+    context = {
+        "title": "Projects",
+        "path": [{"name": "Projects"}],
+        "projects": list(found),
+        "recent": list(recent[:12]),
+        "slug": "my-project",
+    }
     return show(request, "home", "_list", context)
 
 

@@ -11,7 +11,7 @@ from django.views.decorators.http import require_POST
 
 from tracker.domain.errors import Forbidden, Invalid
 from tracker.domain.lifecycle import STEPS, JobState, RunState
-from tracker.models import JobLog, MetricSummary, Reproduction, Run, Worker
+from tracker.models import JobLog, Reproduction, Run, Worker
 from tracker.services import reproductions as service
 from tracker.services.workers import is_here
 from tracker.web import format
@@ -56,9 +56,8 @@ def listing(request: HttpRequest) -> HttpResponse:
 def of_run(request: HttpRequest, run_id: str) -> HttpResponse:
     run = runs.find(request, run_id)
     context = runs.head(request, run, "reproductions")
-    context["reproductions"] = list(
-        run.reproductions.select_related("original", "rerun", "job__worker", "requested_by").order_by("-created_at")[:100]
-    )
+    related = ("original", "rerun", "job__worker", "requested_by")
+    context["reproductions"] = list(run.reproductions.select_related(*related).order_by("-created_at")[:100])
     return runs.answer(request, context)
 
 
@@ -76,7 +75,7 @@ def dialog(request: HttpRequest, run_id: str) -> HttpResponse:
     leaves = [(name, json.dumps(value, ensure_ascii=False)) for name, value in flat(run.config or {}).items() if name][:40]
     context = {
         "run": run,
-        "preflight": runs._preflight(run),
+        "preflight": runs.checks(run),
         "queues": queues,
         "idle": len(workers),
         "seconds": seconds,
@@ -150,9 +149,8 @@ def detail(request: HttpRequest, reproduction_id: str) -> HttpResponse:
     kind, words = format.seal_kind(verdict)
     rows = (verdict or {}).get("per_metric") or []
     first = verdict and verdict.get("metric")
-    chart_key = (
-        first or next((row["key"] for row in rows if row.get("evidence")), None) or (rows[0]["key"] if rows else _any_key(one.original))
-    )
+    evident = [row["key"] for row in rows if row.get("evidence")] or [row["key"] for row in rows]
+    chart_key = first or (evident[0] if evident else next(iter(runs.headline(one.original, 1)), None))
     original, rerun = one.original, one.rerun
     chart_runs = [{"id": original.id, "name": "original", "colour": 0, "wide": True}]
     if rerun:
@@ -196,10 +194,6 @@ def detail(request: HttpRequest, reproduction_id: str) -> HttpResponse:
 
 def _marks(step: int) -> str:
     return json.dumps([{"x": step, "text": f"first difference, step {step:,}"}])
-
-
-def _any_key(run: Run) -> str | None:
-    return MetricSummary.objects.filter(run=run).exclude(key__startswith=runs.SYSTEM).order_by("key").values_list("key", flat=True).first()
 
 
 def _failure(one: Reproduction) -> dict | None:

@@ -11,12 +11,15 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.views.decorators.http import require_POST
 
+from tracker.domain import keys
 from tracker.domain.lifecycle import RunState
-from tracker.models import MetricSummary, Run
+from tracker.models import KeyDefinition, MetricSummary, Run
 from tracker.services import preflight as preflights
-from tracker.services import projects
+from tracker.services import projects, summaries
 from tracker.services import runs as service
+from tracker.store import reading
 from tracker.web import shell_words
+from tracker.web.columns import first_look
 from tracker.web.page import page
 from tracker.web.summaries import metric_rows
 from tracker.web.trees import config_tree
@@ -46,9 +49,9 @@ def head(request: HttpRequest, run: Run, tab: str) -> dict:
     role = projects.role_of(user=request.user, project=run.project)
     state = RunState(run.state)
     verdict_count = run.reproductions.count()
-    keys = MetricSummary.objects.filter(run=run).values("key").distinct()
-    system_count = keys.filter(key__startswith=SYSTEM).count()
-    counts = {"charts": keys.count() - system_count, "system": system_count, "reproductions": verdict_count}
+    named = MetricSummary.objects.filter(run=run).values("key").distinct()
+    system_count = named.filter(key__startswith=SYSTEM).count()
+    counts = {"charts": named.count() - system_count, "system": system_count, "reproductions": verdict_count}
     return {
         "run": run,
         "title": run.name,
@@ -68,20 +71,26 @@ def head(request: HttpRequest, run: Run, tab: str) -> dict:
         "live": not state.is_terminal,
         "can_edit": role in ("editor", "owner"),
         "can_reproduce": role in ("editor", "owner"),
-        "preflight": _preflight(run),
+        "preflight": checks(run),
         "origin": getattr(run, "reproduction", None),
         "seconds": (run.finished_at - (run.started_at or run.created_at)).total_seconds() if run.finished_at else None,
         "since": run.started_at or run.created_at,
         "poll_url": request.path,
+        "key_count": counts["charts"] + system_count,
     }
 
 
-def _preflight(run: Run) -> dict:
+def checks(run: Run) -> dict:
     found = preflights.preflight(run)
     states = {one["state"] for one in found["items"]}
     worst = next((state for state in ("missing", "warn") if state in states), "ok")
     items = [{**one, "icon": f"s-{one['state']}"} for one in found["items"]]
-    return {**found, "items_list": items, "worst": worst}
+    return {
+        **found,
+        "worst": worst,
+        "open": [one for one in items if one["state"] != "ok"],
+        "passed": [one for one in items if one["state"] == "ok"],
+    }
 
 
 def answer(request: HttpRequest, context: dict) -> HttpResponse:
@@ -103,6 +112,8 @@ def overview(request: HttpRequest, run_id: str) -> HttpResponse:
     context.update(
         config=config_tree(run.config or {}),
         metrics=metric_rows(run, limit=300),
+        headline=headline(run),
+        chart_runs_json=json.dumps([{"id": run.id, "name": run.name, "colour": 0}]),
         own_summary=config_tree(run.summary or {}),
         writers=list(run.writers.select_related("attempt").order_by("attempt__number", "kind", "rank")[:64]),
         events=list(run.events.exclude(name__in=["start", "finish"]).order_by("-time_us")[:20]),
@@ -111,6 +122,14 @@ def overview(request: HttpRequest, run_id: str) -> HttpResponse:
         command_facts=context["recipe"].get("command") or {},
     )
     return answer(request, context)
+
+
+def headline(run: Run, most: int = 2) -> list[str]:
+    """The keys worth a look before any other: what is evidence (losses, qualities), validation first, the longest first."""
+    definitions = list(KeyDefinition.objects.filter(run=run).order_by("id").values_list("pattern", "fields"))
+    rows = MetricSummary.objects.filter(run=run, count__gt=1).exclude(key__startswith=SYSTEM).values("key").distinct()
+    evident = [row["key"] for row in rows[:500] if keys.meaning(row["key"], definitions).evidence]
+    return sorted(evident, key=lambda key: first_look(key, definitions))[:most]
 
 
 @page
@@ -128,10 +147,14 @@ def _charts(request: HttpRequest, run_id: str, tab: str) -> HttpResponse:
     context = head(request, run, tab)
     rows = MetricSummary.objects.filter(run=run)
     rows = rows.filter(key__startswith=SYSTEM) if tab == "system" else rows.exclude(key__startswith=SYSTEM)
-    found = list(rows.values("key").annotate(ranks=Count("rank", distinct=True)).order_by("key")[: MOST_PANELS + 1])
+    found = list(rows.values("key").annotate(ranks=Count("rank", distinct=True)).order_by("key"))
+    names = [row["key"] for row in found]
+    if len(names) >= summaries.MOST_KEYS // 2 and context["key_count"] >= summaries.MOST_KEYS:
+        # Summaries are bounded; the series themselves know every name.
+        names = sorted(key for key in reading.keys_of(run.id) if key.startswith(SYSTEM) == (tab == "system"))
     context.update(
-        sections=sections([row["key"] for row in found[:MOST_PANELS]], system=tab == "system"),
-        more=len(found) > MOST_PANELS,
+        sections=sections(names[:MOST_PANELS], system=tab == "system"),
+        more=len(names) > MOST_PANELS,
         ranks=max((row["ranks"] for row in found), default=1),
         most=MOST_PANELS,
         chart_runs_json=json.dumps([{"id": run.id, "name": run.name, "colour": 0}]),
@@ -139,17 +162,19 @@ def _charts(request: HttpRequest, run_id: str, tab: str) -> HttpResponse:
     return answer(request, context)
 
 
-def sections(keys: list[str], system: bool = False) -> list[dict]:
+def sections(names: list[str], system: bool = False) -> list[dict]:
     """Panels by the prefix of their key; what has none comes first. Sections are open until there are too many panels to be useful."""
     groups: dict[str, list[str]] = {}
-    for key in keys:
+    for key in names:
         rest = key.removeprefix(SYSTEM) if system else key
         prefix, slash, _ = rest.partition("/")
         if system and not slash:
             prefix = rest.partition(".")[0].partition("_")[0]
         groups.setdefault(prefix if slash or system else "", []).append(key)
     out, shown = [], 0
-    for prefix, members in sorted(groups.items()):
+    # What judges a model comes before what clocks a machine.
+    order = {prefix: min(first_look(key) for key in members)[:3] for prefix, members in groups.items()}
+    for prefix, members in sorted(groups.items(), key=lambda one: (order[one[0]], one[0])):
         out.append({"name": prefix or "metrics", "keys": members, "open": shown < OPEN_PANELS})
         shown += len(members)
     return out

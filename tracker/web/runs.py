@@ -123,9 +123,7 @@ def bulk(request: HttpRequest) -> HttpResponse:
         messages.error(request, "Nothing done: choose runs, and for a tag type one.")
         return redirect(back)
     if len(editable) != len(chosen):
-        messages.error(
-            request, "Nothing done: you may look at some of these runs but not change them. Ask the project's owner for the editor's role."
-        )
+        messages.error(request, "Nothing done: some of these runs you may only look at. Ask the project's owner for the editor's role.")
         return redirect(back)
     for run in chosen:
         if verb == "tag":

@@ -20,7 +20,7 @@ def last_value(row: MetricSummary):
 
 
 def metric_rows(run: Run, limit: int) -> list[dict]:
-    """``{"key", "last", "min", "max", "mean", "count", "nan_count", "first_nan_step", "last_step", "ranks"}`` by key; rank 0's last value."""
+    """By key: ``key, last, last_step, min, max, mean, count, nan_count, first_nan_step, ranks``; the last value is the lowest rank's."""
     rows: dict[str, dict] = {}
     for row in MetricSummary.objects.filter(run=run).order_by("key", "rank"):
         one = rows.get(row.key)
@@ -43,7 +43,7 @@ def metric_rows(run: Run, limit: int) -> list[dict]:
             one["finite"] += row.count - row.nan_count
     for one in rows.values():
         one["mean"] = one["sum"] / one["finite"] if one["finite"] else None
-    return list(rows.values())
+    return sorted(rows.values(), key=lambda one: (one["key"].startswith("system/"), one["key"]))
 
 
 def _pick(choose, a, b):
