@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import sys
 import threading
 import time
@@ -90,13 +91,15 @@ class _Tee:
 
     def take(self, whole: bool) -> str:
         """What has gathered, up to the last line end unless `whole`: a secret cut in two by a batch would not be seen."""
-        text = "".join(self.parts)
+        parts, self.parts = self.parts, []  # a signal handler that prints from here on finds a list of its own
+        text = "".join(parts)
         end = len(text) if whole else max(text.rfind("\n"), text.rfind("\r")) + 1
         if not end and len(text) >= MAX_TEXT:
             end = len(text)
         rest = text[end:]
-        self.parts = [rest] if rest else []
-        self.size = len(rest)
+        if rest:
+            self.parts.insert(0, rest)
+        self.size = sum(map(len, self.parts))
         self.since = time.monotonic()
         return text[:end]
 
@@ -128,7 +131,9 @@ class _Console:
     def _fresh(self) -> None:
         # Re-entrant: a signal handler may print while its own thread is in here.
         self.lock = threading.RLock()
-        self.waiting = threading.Event()
+        # A queue and not an event: its put may be interrupted by a signal handler that puts, an event's lock would never come free.
+        self.waiting: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self.woken = False
         self.thread: threading.Thread | None = None
 
     def _after_fork(self) -> None:
@@ -141,7 +146,9 @@ class _Console:
 
     def wake(self) -> None:
         """See that the rest goes out within FLUSH_SECONDS even if nothing is printed any more."""
-        self.waiting.set()
+        if not self.woken:
+            self.woken = True
+            self.waiting.put(None)
         if self.thread is None and not self.stopped:
             self.thread = thread = threading.Thread(target=self._follow, args=(self.waiting,), name="encore-console", daemon=True)
             try:
@@ -149,10 +156,10 @@ class _Console:
             except RuntimeError:  # the interpreter is going down; stop() flushes
                 self.thread = None
 
-    def _follow(self, waiting: threading.Event) -> None:
+    def _follow(self, waiting: queue.SimpleQueue[None]) -> None:
         while not self.stopped and waiting is self.waiting:
-            waiting.wait()
-            waiting.clear()
+            waiting.get()
+            self.woken = False
             time.sleep(FLUSH_SECONDS)
             for tee in self.tees:
                 self.flush(tee, whole=True)
@@ -178,7 +185,7 @@ class _Console:
         if self.stopped:
             return
         self.stopped = True
-        self.waiting.set()
+        self.waiting.put(None)
         for tee in self.tees:
             tee.release()
             self.flush(tee, whole=True)

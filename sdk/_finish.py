@@ -44,7 +44,9 @@ def wait_until_sent(run: Any, writer: Writer) -> None:
                 _sender.start(run_folder, run.settings)  # the sender was killed: a new one goes on where it stood
         if now >= next_word:
             next_word, shown = now + SAY_EVERY_SECONDS, True
-            _say(f"sending: {_left(status)}{f' ({error})' if error else ''}, {deadline - now:.0f} s left", end="\r" if _terminal() else "\n")
+            _say(
+                f"sending: {_left(status)}{f' ({error})' if error else ''}, {deadline - now:.0f} s left", end="\r" if _terminal() else "\n"
+            )
         time.sleep(POLL_SECONDS)
     if shown and _terminal():
         _say("", end="\n")

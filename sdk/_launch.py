@@ -122,7 +122,19 @@ def _horovod(env: Mapping[str, str]) -> Launch | None:
     rendezvous = env.get("HOROVOD_GLOO_RENDEZVOUS_ADDR"), env.get("HOROVOD_GLOO_RENDEZVOUS_PORT")
     # Each rank has a shell of its own as parent; the rendezvous port is taken anew for each launch.
     starter = f"horovod {rendezvous[0]}:{rendezvous[1]}" if all(rendezvous) else _parent()
-    return Launch("horovod", _slurm_step(env), rank, _int(env, "HOROVOD_LOCAL_RANK", default=0) or 0, world, local, 0, local == world, starter, None, _coordinates(env))
+    return Launch(
+        "horovod",
+        _slurm_step(env),
+        rank,
+        _int(env, "HOROVOD_LOCAL_RANK", default=0) or 0,
+        world,
+        local,
+        0,
+        local == world,
+        starter,
+        None,
+        _coordinates(env),
+    )
 
 
 def _mpi(env: Mapping[str, str]) -> Launch | None:
@@ -132,7 +144,19 @@ def _mpi(env: Mapping[str, str]) -> Launch | None:
     world, local = _int(env, "OMPI_COMM_WORLD_SIZE", default=1) or 1, _int(env, "OMPI_COMM_WORLD_LOCAL_SIZE", default=1) or 1
     name = env.get("PMIX_NAMESPACE") or env.get("OMPI_MCA_ess_base_jobid")
     starter = f"mpi {name}" if name else _parent()  # unique on the host that ran mpirun, not in the world
-    return Launch("mpi", _slurm_step(env), rank, _int(env, "OMPI_COMM_WORLD_LOCAL_RANK", default=0) or 0, world, local, 0, local == world, starter, None, _coordinates(env))
+    return Launch(
+        "mpi",
+        _slurm_step(env),
+        rank,
+        _int(env, "OMPI_COMM_WORLD_LOCAL_RANK", default=0) or 0,
+        world,
+        local,
+        0,
+        local == world,
+        starter,
+        None,
+        _coordinates(env),
+    )
 
 
 def _pmi(env: Mapping[str, str]) -> Launch | None:
@@ -141,7 +165,19 @@ def _pmi(env: Mapping[str, str]) -> Launch | None:
     if rank is None or world is None or "SLURM_PROCID" in env:
         return None
     local = _int(env, "MPI_LOCALNRANKS", "MV2_COMM_WORLD_LOCAL_SIZE", default=world) or world
-    return Launch("mpi", None, rank, _int(env, "MPI_LOCALRANKID", "MV2_COMM_WORLD_LOCAL_RANK", default=0) or 0, world, local, 0, local == world, _parent(), None, _coordinates(env))
+    return Launch(
+        "mpi",
+        None,
+        rank,
+        _int(env, "MPI_LOCALRANKID", "MV2_COMM_WORLD_LOCAL_RANK", default=0) or 0,
+        world,
+        local,
+        0,
+        local == world,
+        _parent(),
+        None,
+        _coordinates(env),
+    )
 
 
 def _torch_environment(env: Mapping[str, str]) -> Launch | None:
@@ -197,7 +233,9 @@ def _slurm(env: Mapping[str, str]) -> Launch | None:
     world = _int(env, "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS", default=1) or 1
     nodes = _int(env, "SLURM_STEP_NUM_NODES", "SLURM_NNODES", default=1) or 1
     restarts = _int(env, "SLURM_RESTART_COUNT", default=0) or 0
-    return Launch("slurm", step, rank, _int(env, "SLURM_LOCALID", default=0) or 0, world, None, restarts, nodes == 1, None, None, _coordinates(env))
+    return Launch(
+        "slurm", step, rank, _int(env, "SLURM_LOCALID", default=0) or 0, world, None, restarts, nodes == 1, None, None, _coordinates(env)
+    )
 
 
 def announce(run_id: str) -> None:

@@ -69,7 +69,11 @@ class _Segment:
         magic, self.header, _, _, self.first, writer, self.anchor_wall_us, self.anchor_mono_ns = SEGMENT_HEADER.unpack_from(self.map)
         if magic != SEGMENT_MAGIC:
             newer = magic[:7] == SEGMENT_MAGIC[:7]
-            raise FormatError(f"{path.name} is a journal of version {magic[7:].decode()!r}, newer than this SDK" if newer else f"{path.name} has no header")
+            raise FormatError(
+                f"{path.name} is a journal of version {magic[7:].decode()!r}, newer than this SDK"
+                if newer
+                else f"{path.name} has no header"
+            )
         self.writer = id_from_bytes(writer)
         self.view = memoryview(self.map)
 

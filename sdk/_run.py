@@ -71,7 +71,9 @@ class Run:
             if root != self.settings.journal:
                 _settings_say(f"the journal lies in {root} instead")
             return writer
-        _settings_say("training goes on, but nothing of this run is kept: free some space or set ENCORE_JOURNAL to a folder that can be written")
+        _settings_say(
+            "training goes on, but nothing of this run is kept: free some space or set ENCORE_JOURNAL to a folder that can be written"
+        )
         return None
 
     def _writer_facts(self, parent: str | None = None) -> dict[str, Any]:
@@ -359,7 +361,9 @@ def _greet(run: Run) -> None:
     elif run.settings.sender == "external":
         return
     elif run.url is None:
-        _settings_say(f"no server is known (encore login, or ENCORE_URL); run {run.id} is kept, send it with: encore sync {run.writer.folder.parent}")
+        _settings_say(
+            f"no server is known (encore login, or ENCORE_URL); run {run.id} is kept, send it with: encore sync {run.writer.folder.parent}"
+        )
     else:
         _settings_say(f"run {run.url}")
 

@@ -65,9 +65,11 @@ def install() -> None:
         pass
 
 
-def begin(writer: Writer) -> None:
+def begin(writer: Writer | None) -> None:
     """Gather what only this process knows, hand the rest to the sender by `capture.json`. Never raises."""
     install()
+    if writer is None:
+        return
     state = _State()
     _states[id(writer)] = state
     rerun = _guard(state, "rerun", _read_rerun)
@@ -101,10 +103,10 @@ def begin(writer: Writer) -> None:
     _tell_sdk(writer, state)
 
 
-def complete(writer: Writer) -> None:
+def complete(writer: Writer | None) -> None:
     """At finish: what the program loaded and switched after init. Never raises."""
     state = _states.pop(id(writer), None)
-    if state is None:
+    if writer is None or state is None:
         return
     hyper.listen(None)
     before = len(state.errors)

@@ -313,10 +313,11 @@ class Fingerprints:
         if not stat_.S_ISREG(stat.st_mode):
             return
         value["bytes"] = stat.st_size
-        self._file(path, stat, value)
-        self._input(value)
+        if self._file(path, stat, value):
+            self._input(value)
 
-    def _file(self, path: str, stat: os.stat_result, value: dict[str, Any]) -> None:
+    def _file(self, path: str, stat: os.stat_result, value: dict[str, Any]) -> bool:
+        """Fill in digest, strength and whether it is stored; False for what must not be listed as an input."""
         limit = store_limit()
         small = stat.st_size <= limit
         if small and stat.st_size <= source.MAX_FILE_BYTES:
@@ -325,7 +326,7 @@ class Fingerprints:
             why = _secrets.secret_in_file(path, data)
             if why:
                 self._gap(path, why + "; it is neither stored nor fingerprinted", "supply it to a rerun by name")
-                return
+                return False
             value.update(digest=digests.digest(data), strength="full", bytes=len(data))
             if value["digest"] not in self.stored:
                 if self.stored_bytes + len(data) > STORE_ALL_BYTES:
@@ -334,12 +335,12 @@ class Fingerprints:
                         f"more than {STORE_ALL_BYTES >> 20} MiB of small files; this one is fingerprinted only",
                         "keep the data where the rerun finds it",
                     )
-                    return
+                    return True
                 self.put_blob(data)
                 self.stored_bytes += len(data)
                 self.stored.add(value["digest"])
             value["stored"] = True
-            return
+            return True
         for _ in range(3):
             try:
                 digest, strength, stat = self.remembered.of_file(path, self.stop)
@@ -348,13 +349,14 @@ class Fingerprints:
                 continue
         else:
             self._gap(path, "it changes while it is read", "let the data rest during a run")
-            return
+            return True
         value.update(digest=digest, strength=strength, bytes=stat.st_size, mtime_us=stat.st_mtime_ns // 1000)
         if strength == "sampled":
             self._gap(path, f"larger than {digests.FULL_BYTES >> 30} GiB: {digests.SAMPLES} samples of it are fingerprinted", "")
         if small and strength == "full":
             self.put_blob(Path(path))
             value["stored"] = True
+        return True
 
     def _folder(self, path: str, value: dict[str, Any]) -> None:
         """A folder as a manifest: names, sizes and, up to the full limit, digests of its files; its digest is the manifest's."""

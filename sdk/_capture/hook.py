@@ -59,9 +59,21 @@ _SYSTEM = (
     "/usr/share/mime/",
     "/usr/share/ca-certificates/",
 )
-_ONE = ("os.mkdir", "os.rmdir", "os.remove", "os.truncate", "os.chmod", "os.chown", "os.utime")
-# event: places of the paths it changes
-_PATHS_TO_WRITE = {"os.rename": (0, 1), "os.symlink": (1,), "os.link": (1,), **dict.fromkeys(_ONE, (0,))}
+# event: (place of a path that it changes, place of the open folder that the path counts from), …
+_PATHS_TO_WRITE: dict[str, tuple[tuple[int, int], ...]] = {
+    "os.rename": ((0, 2), (1, 3)),
+    "os.link": ((1, 3),),
+    "os.symlink": ((1, 2),),
+    "os.mkdir": ((0, 2),),
+    "os.rmdir": ((0, 1),),
+    "os.remove": ((0, 1),),
+    "os.truncate": ((0, 99),),
+    "os.chmod": ((0, 2),),
+    "os.chown": ((0, 3),),
+    "os.utime": ((0, 3),),
+    "shutil.rmtree": ((0, 1),),
+}
+_FOLLOWS = ("os.truncate", "os.chmod", "os.chown", "os.utime")
 
 
 class Hook:
@@ -171,23 +183,22 @@ class Hook:
         self.local = threading.local()
         self.descriptor = None  # the parent's offset is shared, so a child opens its own; O_APPEND keeps both right
 
-    def guard(self, name: object, mode: str) -> None:
-        """In a rerun: refuse to change what lies outside the job's folder."""
+    def guard(self, name: object, follow: bool, at: object = -1) -> None:
+        """In a rerun: refuse to change what lies outside the job's folder. `at`: the open folder that a relative name counts from."""
         path = paths.as_path(name)
         if path is None or self.allowed is None:
             return
-        where = (
-            os.path.realpath(path)
-            if mode != "link"
-            else os.path.join(os.path.realpath(os.path.dirname(os.path.abspath(path))), os.path.basename(path))
-        )
+        if isinstance(at, int) and at >= 0 and not os.path.isabs(path):
+            path = os.path.join(os.readlink(f"/proc/self/fd/{at}"), path)
+        folder, last = os.path.split(os.path.abspath(path))
+        where = os.path.realpath(path) if follow else os.path.join(os.path.realpath(folder), last)
         if os.path.join(where, "").startswith(self.allowed):
             return
         raise PermissionError(
             13,
             "this is a rerun and may write only inside its own folder; the original's files are protected "
             "(make the path relative to the working directory, or start the worker with isolation so that it is redirected)",
-            path,
+            where,
         )
 
 
@@ -230,7 +241,7 @@ def _listen(event: str, args: tuple[Any, ...]) -> None:
         if event == "open":
             mode = _mode(args[1], args[2])
             if state.allowed is not None and mode != "r":
-                state.guard(name, mode)
+                state.guard(name, True)
             state.heard(name, mode, "open")
         elif event == "sqlite3.connect":
             name = paths.as_path(args[0])
@@ -238,10 +249,8 @@ def _listen(event: str, args: tuple[Any, ...]) -> None:
                 state.heard(name, "r+" if os.path.exists(name) else "w", "open")
         else:
             if state.allowed is not None:
-                for place in _PATHS_TO_WRITE[event]:
-                    # A path relative to an open folder (dir_fd) cannot be judged here; the folder was.
-                    if not any(isinstance(each, int) and each >= 0 for each in args[2:] if event in ("os.rename", "os.link")):
-                        state.guard(args[place], "link")
+                for place, at in _PATHS_TO_WRITE[event]:
+                    state.guard(args[place], event in _FOLLOWS, args[at] if at < len(args) else -1)
             if event == "os.rename":
                 state.heard(args[1], "w", "rename")
             elif event == "os.mkdir":

@@ -34,6 +34,13 @@ def _module(name: str) -> Any:
     return None if module is None or getattr(spec, "_initializing", False) else module
 
 
+def _numpy_random() -> Any:
+    """NumPy's random module if NumPy is loaded. New versions load that part at its first use: asking for it now fixes the state that a
+    program will draw from, which can then be captured and put back."""
+    numpy = _module("numpy")
+    return None if numpy is None else _quiet(lambda: numpy.random)
+
+
 def _quiet(look: Callable[[], Any]) -> Any:
     """A fact that a version of a library may not have: None then."""
     try:
@@ -48,7 +55,7 @@ def python_state() -> bytes:
 
 
 def numpy_state() -> bytes | None:
-    numpy_random = _module("numpy.random")
+    numpy_random = _numpy_random()
     if numpy_random is None:
         return None
     state = numpy_random.get_state(legacy=False)
@@ -98,7 +105,7 @@ def restore(rerun: dict[str, Any], rank: int) -> list[str]:
         version, internal, gauss = json.loads(Path(files["python"]).read_bytes())
         random.setstate((version, tuple(internal), gauss))
         done.append("python")
-    numpy_random = _module("numpy.random")
+    numpy_random = _numpy_random()
     if files.get("numpy") and numpy_random is not None:
         state = json.loads(Path(files["numpy"]).read_bytes())
         array = _module("numpy").array
@@ -129,7 +136,7 @@ def seed(value: int) -> int:
     value = int(value)
     random.seed(value)
     _chosen["random"] = value
-    numpy_random = _module("numpy.random")
+    numpy_random = _numpy_random()
     if numpy_random is not None:
         numpy_random.seed(value % 2**32)
         _chosen["numpy"] = value % 2**32
@@ -155,7 +162,7 @@ def seeds(candidates: list[int]) -> dict[str, Any]:
         if generator.getstate() == state:
             found["random"] = each
             break
-    numpy_random = _module("numpy.random")
+    numpy_random = _numpy_random()
     if numpy_random is not None:
         found.update(_quiet(lambda: _numpy_seed(numpy_random, tried)) or {})
     torch = _module("torch")

@@ -54,7 +54,10 @@ def shadowed() -> tuple[bool, str]:
             inside = candidate if candidate.is_dir() else candidate.parent
             if candidate.exists() and candidate.name != "__init__.py" or candidate.is_file():
                 if inside.resolve() != ours and (candidate.parent / "sdk").resolve() != ours:
-                    return False, f"{candidate.absolute()} shadows the SDK for scripts started there: use `import encore as sdk`, or rename it"
+                    return (
+                        False,
+                        f"{candidate.absolute()} shadows the SDK for scripts started there: use `import encore as sdk`, or rename it",
+                    )
     return True, f"sdk {_settings.VERSION} in {ours} is not shadowed here"
 
 
@@ -65,7 +68,10 @@ def journal(settings: _settings.Settings) -> tuple[bool, str]:
         with tempfile.TemporaryDirectory(dir=folder) as aside:
             reserve(Path(aside) / "trial.seg")
     except OSError as error:
-        return False, f"the journal {folder} cannot be written ({error.strerror or error}): free space, or set ENCORE_JOURNAL to a local folder"
+        return (
+            False,
+            f"the journal {folder} cannot be written ({error.strerror or error}): free space, or set ENCORE_JOURNAL to a local folder",
+        )
     if hasattr(os, "statvfs"):
         disk = os.statvfs(folder)
         free, total = disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize

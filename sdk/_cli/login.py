@@ -16,7 +16,10 @@ from ..errors import ServerRefused, UsageError
 def register(commands: Any) -> None:
     parser = commands.add_parser("login", help="remember the server and the token", description=__doc__)
     parser.add_argument("url", nargs="?", help="the server's address, such as https://encore.example.org (default: ENCORE_URL)")
-    parser.add_argument("--token-file", help="a file with the token; else it is asked for, or read from standard input (never from the command line: others see that)")
+    parser.add_argument(
+        "--token-file",
+        help="a file with the token; else it is asked for, or read from standard input (never from the command line: others see that)",
+    )
     parser.add_argument("--force", action="store_true", help="remember it even if the server does not answer")
     parser.set_defaults(perform=perform)
 

@@ -26,7 +26,9 @@ _ALONE = frozenset("bBdEiIOPqsSuvVx?h")  # interpreter options without a value
 
 
 def register(commands: Any) -> None:
-    parser = commands.add_parser("run", help="track a program without changing it", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.add_parser(
+        "run", help="track a program without changing it", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--project")
     parser.add_argument("--name")
     parser.add_argument("program", nargs=argparse.REMAINDER, metavar="-- COMMAND …")

@@ -24,9 +24,18 @@ def register(commands: Any) -> None:
     parser = commands.add_parser("sync", help="send journals to the server", description=__doc__)
     parser.add_argument("folder", nargs="?", help="a journal root, a run's folder or a writer's folder (default: this user's journals)")
     parser.add_argument("--watch", action="store_true", help="go on as journals grow")
-    parser.add_argument("--capture", action="store_true", help="also capture source, environment and data for the trainers found (as the sender does)")
-    parser.add_argument("--until-finished", action="store_true", help="with --watch: exit when every writer has finished and is acknowledged")
-    parser.add_argument("--seconds", type=float, default=None, help="give up after so long without an answer from the server (default 60; with --watch never)")
+    parser.add_argument(
+        "--capture", action="store_true", help="also capture source, environment and data for the trainers found (as the sender does)"
+    )
+    parser.add_argument(
+        "--until-finished", action="store_true", help="with --watch: exit when every writer has finished and is acknowledged"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=None,
+        help="give up after so long without an answer from the server (default 60; with --watch never)",
+    )
     parser.set_defaults(perform=perform)
 
 
@@ -45,7 +54,9 @@ def perform(options: argparse.Namespace) -> int:
 
 
 class Sync:
-    def __init__(self, root: Path, settings: _settings.Settings, watch: bool, capture: bool, until_finished: bool, patience: float | None) -> None:
+    def __init__(
+        self, root: Path, settings: _settings.Settings, watch: bool, capture: bool, until_finished: bool, patience: float | None
+    ) -> None:
         self.root, self.settings, self.watch, self.until_finished, self.patience = root, settings, watch, until_finished, patience
         self.capture = capture
         self.senders: dict[Path, RunSender] = {}
@@ -129,12 +140,13 @@ class Sync:
                 self._tell(folder, sender)
             else:
                 whole = False
-                print(f"encore sync: {folder}: {sender.unsent} records and {sender.blobs_waiting()} files are not sent: {sender.error}", file=sys.stderr)
+                print(
+                    f"encore sync: {folder}: {sender.unsent} records and {sender.blobs_waiting()} files are not sent: {sender.error}",
+                    file=sys.stderr,
+                )
             sender.resign()
             if any(box.deleted for box in sender.outboxes.values()):
                 whole = False
         if not self.senders:
             print(f"encore sync: no journal in {self.root}")
         return 0 if whole else 1
-
-

@@ -53,7 +53,13 @@ class Node:
         """Starts capture for each rank whose capture.json is there; samples and flushes when due. Never raises."""
         now = time.monotonic()
         for box in trainers:
-            if not self.capture or box.child or box.id in self._threads or box.attempt != self.trainer.attempt or self._ending_since is not None:
+            if (
+                not self.capture
+                or box.child
+                or box.id in self._threads
+                or box.attempt != self.trainer.attempt
+                or self._ending_since is not None
+            ):
                 continue
             facts = read_json(box.folder / "capture.json")
             if facts is not None:

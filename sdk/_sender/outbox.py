@@ -187,7 +187,9 @@ class Outbox:
         number = max([int(path.stem) for path in self.reader.segments()], default=-1) + 1
         time_ns = (time.time_ns() // 1000 - self.about["anchor_wall_us"]) * 1000
         body = RECORD.pack(0, 0x4E45, DOC, 0, RECORD_BYTES + len(payload), 0, record, NO_STEP, time_ns)[4:] + payload
-        head = SEGMENT_HEADER.pack(SEGMENT_MAGIC, SEGMENT_HEADER.size, 0, number, record, id_bytes(self.id), self.about["anchor_wall_us"], 0)
+        head = SEGMENT_HEADER.pack(
+            SEGMENT_MAGIC, SEGMENT_HEADER.size, 0, number, record, id_bytes(self.id), self.about["anchor_wall_us"], 0
+        )
         from zlib import crc32
 
         aside = self.folder / f".{segment_name(number)}"

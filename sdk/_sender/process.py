@@ -102,7 +102,11 @@ def _adopt(root: Path, own: Path, url: str, token: str | None, stopping: threadi
 def sweep(folder: Path) -> bool:
     """Removes a run's folder a day after its last writer was sealed."""
     acks = [(path, read_json(path)) for path in folder.glob("*/ack.json")]
-    if not acks or len(acks) < len(list(folder.glob("*/writer.json"))) or not all((ack or {}).get("sealed") or (ack or {}).get("gone") for _, ack in acks):
+    if (
+        not acks
+        or len(acks) < len(list(folder.glob("*/writer.json")))
+        or not all((ack or {}).get("sealed") or (ack or {}).get("gone") for _, ack in acks)
+    ):
         return False
     if time.time() - max(path.stat().st_mtime for path, _ in acks) < limits.KEEP_SEALED_SECONDS:
         return False

@@ -310,7 +310,13 @@ class RunSender:
             if start is None or abs(start - float(about.get("pid_started") or -1)) > 0.02:
                 continue
             if self.node is not None:
-                self.node.writer.emit({"type": "event", "name": "signal", "data": {"writer": box.id, "signal": int(signal.SIGTERM), "why": "stop was asked for"}})
+                self.node.writer.emit(
+                    {
+                        "type": "event",
+                        "name": "signal",
+                        "data": {"writer": box.id, "signal": int(signal.SIGTERM), "why": "stop was asked for"},
+                    }
+                )
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGTERM)
 

@@ -3,6 +3,7 @@
 The programs run for real: SDK, journal, sender; only the server is absent (offline). Worlds are played once and shared by their facts.
 """
 
+# ruff: noqa: E501 - tables read best with a row a line
 from __future__ import annotations
 
 import json
@@ -123,7 +124,10 @@ class Worlds:
 
     def environment(self, world: World) -> dict[str, Any]:
         site = world.folder / "other" / "site-packages"
-        for name, version, direct in (("facty", "1.2.3", None), ("vcsy", "0.1", {"url": "https://u:secret-pw-9@example.com/v.git", "vcs_info": {"vcs": "git", "commit_id": "c" * 40}})):
+        for name, version, direct in (
+            ("facty", "1.2.3", None),
+            ("vcsy", "0.1", {"url": "https://u:secret-pw-9@example.com/v.git", "vcs_info": {"vcs": "git", "commit_id": "c" * 40}}),
+        ):
             info = site / f"{name}-{version}.dist-info"
             info.mkdir(parents=True)
             (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n\n")
@@ -141,7 +145,9 @@ class Worlds:
         world.write("requirements.txt", "facty==1.2.3\n")
         world.write("train.py", "import locally\n" + (world.root / "train.py").read_text())
         world.commit("requirements")
-        recipe = world.play(env={"PYTHONPATH": f"{site}:{project / 'src'}", "ENCORE_IMAGE": "registry/train:3", "APPTAINER_CONTAINER": "x.sif"})
+        recipe = world.play(
+            env={"PYTHONPATH": f"{site}:{project / 'src'}", "ENCORE_IMAGE": "registry/train:3", "APPTAINER_CONTAINER": "x.sif"}
+        )
         self.facts["mounts"] = world.manifest(recipe)["mounts"]
         self.facts["environment files"] = [each["path"] for each in world.manifest(recipe)["files"]]
         self.facts["project"] = str(project)
@@ -152,7 +158,9 @@ class Worlds:
         other = world.folder / "venv"
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(other)], check=True)
         site = next(other.glob("lib/python*/site-packages"))
-        (site / "borrowed.pth").write_text("\n".join(each for each in sys.path if each.endswith("site-packages")) + f"\n{Path(__file__).parents[3]}\n")
+        (site / "borrowed.pth").write_text(
+            "\n".join(each for each in sys.path if each.endswith("site-packages")) + f"\n{Path(__file__).parents[3]}\n"
+        )
         launcher = [str(other / "bin" / "python"), "train.py"]
         return world.play(start=["-c", f"import os; os.execv({launcher[0]!r}, {launcher!r})"])
 
@@ -165,12 +173,19 @@ class Worlds:
         cache.write_bytes(b"w" * 5000)
         world.write(".gitignore", "ignored.csv\n")
         world.write("ignored.csv", "3,4\n")
-        world.write("train.py", (world.root / "train.py").read_text().replace("sdk.log(", f"open({str(cache)!r}, 'rb').read(); open('ignored.csv').read(); sdk.log("))
+        world.write(
+            "train.py",
+            (world.root / "train.py")
+            .read_text()
+            .replace("sdk.log(", f"open({str(cache)!r}, 'rb').read(); open('ignored.csv').read(); sdk.log("),
+        )
         world.commit("reads more")
         result = world.folder / "results" / "out.txt"
         result.parent.mkdir()
         self.facts["outside"], self.facts["result"] = str(outside), str(result)
-        return world.play("--data", str(outside), "--out", str(result), env={"ENCORE_STORE_LIMIT": "100", "HF_HOME": str(world.folder / "cache")})
+        return world.play(
+            "--data", str(outside), "--out", str(result), env={"ENCORE_STORE_LIMIT": "100", "HF_HOME": str(world.folder / "cache")}
+        )
 
     def torch(self, world: World) -> dict[str, Any]:
         world.write("train.py", TORCH)
@@ -317,7 +332,12 @@ def test_states_and_modes_in_the_manifest(worlds: Worlds) -> None:
     """The manifest tells modified, staged and untracked files apart, and keeps the executable bit."""
     worlds["source"]
     manifest = worlds.facts["manifest"]
-    assert {path: each["state"] for path, each in manifest.items()} == {"train.py": "modified", "second.py": "staged", "third.py": "untracked", "data.csv": "tracked"}
+    assert {path: each["state"] for path, each in manifest.items()} == {
+        "train.py": "modified",
+        "second.py": "staged",
+        "third.py": "untracked",
+        "data.csv": "tracked",
+    }
     assert manifest["train.py"]["mode"] == "100755"
 
 

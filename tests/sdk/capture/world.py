@@ -53,7 +53,9 @@ class World:
     def git(self, *arguments: str, at: Path | None = None) -> str:
         settings = ["-c", "user.name=T", "-c", "user.email=t@example.com", "-c", "commit.gpgsign=false", "-c", "protocol.file.allow=always"]
         env = {**os.environ, "HOME": str(self.home), "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_SYSTEM": "/dev/null"}
-        return subprocess.run(["git", *settings, *arguments], cwd=at or self.root, env=env, check=True, capture_output=True, text=True).stdout.strip()
+        return subprocess.run(
+            ["git", *settings, *arguments], cwd=at or self.root, env=env, check=True, capture_output=True, text=True
+        ).stdout.strip()
 
     def write(self, path: str, content: str | bytes) -> Path:
         target = self.root / path
@@ -70,7 +72,13 @@ class World:
         return {**kept, "ENCORE_JOURNAL": str(self.journal), "PYTHONDONTWRITEBYTECODE": "1", **more}
 
     def play(
-        self, *arguments: str, env: dict[str, str] | None = None, cwd: Path | None = None, start: list[str] | None = None, before: Any = None, ranks: int = 1
+        self,
+        *arguments: str,
+        env: dict[str, str] | None = None,
+        cwd: Path | None = None,
+        start: list[str] | None = None,
+        before: Any = None,
+        ranks: int = 1,
     ) -> dict[str, Any]:
         """Run `python <start or train.py> <arguments>` to its end, wait for the sender's capture, give the recipe."""
         self.runs += 1
@@ -79,7 +87,8 @@ class World:
         time.sleep(0.05)
         done = subprocess.run(
             [sys.executable, *(start or ["train.py"]), *arguments],
-            cwd=cwd or self.root, env=self.environ(**(env or {})), capture_output=True, text=True, timeout=240, preexec_fn=before, check=False,
+            cwd=cwd or self.root, env=self.environ(**(env or {})), capture_output=True, text=True, timeout=240,
+            preexec_fn=before, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         self.output = done.stdout
@@ -91,7 +100,10 @@ class World:
         end = time.monotonic() + seconds
         while True:
             writers = [(json.loads(path.read_text()), path.parent) for path in self.journal.glob("*/*/writer.json")]
-            docs = [[doc for _, _, _, doc in _docs(folder)] for _, folder in sorted(writers, key=lambda each: (each[0]["kind"] != "trainer", each[0]["rank"]))]
+            docs = [
+                [doc for _, _, _, doc in _docs(folder)]
+                for _, folder in sorted(writers, key=lambda each: (each[0]["kind"] != "trainer", each[0]["rank"]))
+            ]
             finished = [any(doc.get("name") == "finish" for doc in each) for each in docs]
             if len(docs) >= ranks + 1 and all(finished):
                 return [doc for each in docs for doc in each]
