@@ -14,8 +14,8 @@ from django.utils.dateparse import parse_datetime
 from tracker.domain import ids, storable
 from tracker.domain.errors import Forbidden, Invalid, NotFound
 from tracker.domain.lifecycle import JobState, RunState
-from tracker.models import Attempt, Job, MetricBlock, MetricSegment, MetricTrash, Project, Run, User
-from tracker.services import documents, filters, paging, projects, values
+from tracker.models import Attempt, Job, MetricSegment, Project, Run, User
+from tracker.services import compaction, documents, filters, paging, projects, values
 from tracker.services.paging import Key, Page
 
 COLUMNS = {
@@ -193,12 +193,9 @@ def _purge(run_id: str) -> int:
         if run is None:
             return 0
         # The store's own trash removes the objects, after its delay: a reader may be in the middle of one.
-        keys = MetricBlock.objects.filter(run=run).values_list("object_key", flat=True)
-        soon = timezone.now() + timedelta(minutes=15)
-        MetricTrash.objects.bulk_create([MetricTrash(object_key=key, delete_after=soon) for key in keys], ignore_conflicts=True)
+        compaction.discard_blocks(run.id)
         MetricSegment.objects.filter(run_id=run.id).delete()
         run.metrickeyset_set.all().delete()
-        MetricBlock.objects.filter(run=run).delete()
         run.metric_summaries.all().delete()
         run.values.all().delete()
         run.key_definitions.all().delete()
