@@ -11,6 +11,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tracker.domain import sentences as say
+
 OK, WARN, MISSING = "ok", "warn", "missing"
 _VALUE = {OK: 1.0, WARN: 0.5, MISSING: 0.0}
 
@@ -62,7 +64,8 @@ def preflight(recipe: Mapping[str, Any], around: Surroundings | None = None) -> 
             found = [Item(section, f"{section} recorded", MISSING, "the capture did not get that far", mend, blocks=section in _NEEDED)]
         score += weight * min((_VALUE[item.state] for item in found), default=1.0)
         items += [item for item in found if item not in items]
-    items += [item for item in _gaps(recipe) if item not in items]
+    said = " ".join(item.what for item in items if item.state != OK).casefold()
+    items += [item for item in _gaps(recipe) if item not in items and item.what.casefold() not in said]
     order = {MISSING: 0, WARN: 1, OK: 2}
     items.sort(key=lambda item: (order[item.state], not item.blocks))
     runnable = not any(item.state == MISSING and item.blocks for item in items) and all(recipe.get(name) for name in _NEEDED)
@@ -99,7 +102,7 @@ def _source_stored(source: Section, recipe: Section, around: Surroundings) -> It
             blocks=not around.capturing,
         )
     else:
-        yield Item("source", "source stored", OK, f"{source.get('files') or 0:,} files")
+        yield Item("source", "source stored", OK, say.count(int(source.get("files") or 0), "file"))
 
 
 def _source_complete(source: Section, recipe: Section, around: Surroundings) -> Iterable[Item]:
@@ -134,7 +137,7 @@ def _repository(source: Section, recipe: Section, around: Surroundings) -> Itera
     elif not git.get("remote"):
         yield Item("source", "repository has a remote", WARN, "others cannot find the commit", "add a remote and push")
     elif git.get("unpushed"):
-        yield Item("source", "commit is pushed", WARN, f"{git['unpushed']} commits exist only here", "git push")
+        yield Item("source", "commit is pushed", WARN, f"{say.count(int(git['unpushed']), 'commit')} only here", "git push")
     else:
         yield Item("source", "commit and remote known", OK)
 
@@ -171,7 +174,7 @@ def _packages(environment: Section, recipe: Section, around: Surroundings) -> It
         why = "where it came from is not recorded, so it is looked for on the index"
         yield Item("environment", f"{_names(unknown)} of unknown origin", WARN, why, "install with pip or uv")
     if not (local or branches or unknown):
-        yield Item("environment", "environment pinned", OK, f"{len(packages):,} packages")
+        yield Item("environment", "environment pinned", OK, say.count(len(packages), "package"))
 
 
 def _python(environment: Section, recipe: Section, around: Surroundings) -> Iterable[Item]:
@@ -222,10 +225,10 @@ def _data(data: Section, recipe: Section, around: Surroundings) -> Iterable[Item
     if len(bare) > 20:
         yield Item("data", "more inputs without a fingerprint", WARN, f"{len(bare):,} in all", "sdk.use_data() their folder")
     if rest:
-        why = f"{len(rest):,} inputs are checked by fingerprint and must be there: {_names([str(item.get('path')) for item in rest])}"
+        why = f"{say.count(len(rest), 'input is', 'inputs are')} checked by fingerprint and must be there: {_names([str(item.get('path')) for item in rest])}"
         yield Item("data", "large inputs not stored", OK, why, "keep them where they are, or give the worker a mount map")
     if stored:
-        yield Item("data", f"{len(stored):,} inputs stored", OK)
+        yield Item("data", f"{say.count(len(stored), 'input')} stored", OK)
     if not inputs:
         yield Item("data", "no data read from files", OK)
     if data.get("seen_by_hook") is False:

@@ -6,17 +6,18 @@ Idempotent: the same data give the same document, and it can be asked for again 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from django.db.models import Sum
+import numpy as np
 from django.utils import timezone
 
 from tracker.domain import facts, storable
 from tracker.domain.compare import Series
 from tracker.domain.verdict import End, KeySeries
 from tracker.domain.verdict import judge as decide
-from tracker.models import Attempt, Blob, Event, KeyDefinition, MetricSummary, Reproduction, Run
+from tracker.models import Attempt, Blob, Event, KeyDefinition, Reproduction, Run
 
 POINTS_AT_ONCE = 4_000_000
 """Points of both runs held in memory at a time (some 50 bytes each)."""
@@ -82,21 +83,24 @@ def _series(original: Run, rerun: Run) -> Iterator[KeySeries]:
     """Every key of either run with all its ranks, some millions of points at a time. The machine's own metrics are named, not read."""
     from tracker.store import reading  # here, so that a web process that never judges does not load the codecs
 
-    counts = dict(
-        MetricSummary.objects.filter(run__in=[original, rerun])
-        .values_list("key")
-        .annotate(points=Sum("count"))
-        .values_list("key", "points")
-    )
+    counts: Counter[str] = Counter()
+    for run in (original, rerun):
+        counts.update({key: sum(ranks.values()) for key, ranks in reading.keys_of(run.id).items()})
     for keys in _portions(counts):
         found: dict[str, dict[str, list[Series]]] = {key: {original.id: [], rerun.id: []} for key in keys}
         read = [key for key in keys if not key.startswith("system/")]
         for column in reading.history([original.id, rerun.id], read, None) if read else ():
-            found[column.key][column.run].append(
-                Series.of(column.key, column.rank, column.steps, column.values, column.times, column.winner)
-            )
+            found[column.key][column.run].append(_winning(column))
         for key in keys:
             yield KeySeries(key, found[key][original.id], found[key][rerun.id])
+
+
+def _winning(column: Any) -> Series:
+    if column.bits is None:
+        return Series.of(column.key, column.rank, column.steps, column.values, column.times, column.winner)
+    # A key that logged integers and floats: the bits are exact, the mask tells which is which.
+    bits = column.bits.view(np.float64)
+    return Series.of(column.key, column.rank, column.steps, bits, column.times, column.winner, column.is_int)
 
 
 def _portions(counts: dict[str, int]) -> Iterator[list[str]]:
@@ -121,7 +125,8 @@ def _differences(
     was, now = _recipe(first), _recipe(second)
     files = None
     checked = (evidence.get("source") or {}).get("equal") is True
-    if rerun is not None and not checked and (was.get("source") or {}).get("tree") != (now.get("source") or {}).get("tree"):
+    trees = [(recipe.get("source") or {}).get("tree") for recipe in (was, now)]
+    if rerun is not None and not checked and all(trees) and trees[0] != trees[1]:
         files = _both(_files(original, was), _files(rerun, now))
     # A rerun that never came to log its config says nothing about it.
     config = (original.config or {}, (rerun.config if rerun is not None and rerun.config else original.config) or {})
@@ -133,14 +138,14 @@ def _files(run: Run, recipe: dict[str, Any]) -> dict[str, str] | None:
     blob = Blob.objects.filter(project_id=run.project_id, digest=(recipe.get("source") or {}).get("manifest")).first()
     if blob is None:
         return None
-    from tracker.store.blobs import blob_store
+    from tracker.store.blobs import MissingObject, blob_store
 
     try:
         with blob_store().open(blob.object_key) as file:
             manifest = json.loads(file.read())
         return {str(item.get("path") or item.get("path_b64")): f"{item.get('mode')} {item.get('digest')}" for item in manifest["files"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    except (MissingObject, OSError, ValueError, KeyError, TypeError):
+        return None  # the digests still say that the source differs; only the names of the files are not known
 
 
 def _both(a: dict[str, str] | None, b: dict[str, str] | None) -> tuple[dict[str, str], dict[str, str]] | None:
