@@ -149,9 +149,8 @@ def detail(request: HttpRequest, reproduction_id: str) -> HttpResponse:
     kind, words = format.seal_kind(verdict)
     rows = (verdict or {}).get("per_metric") or []
     first = verdict and verdict.get("metric")
-    chart_key = (
-        first or next((row["key"] for row in rows if row.get("evidence")), None) or (rows[0]["key"] if rows else _any_key(one.original))
-    )
+    evident = [row["key"] for row in rows if row.get("evidence")] or [row["key"] for row in rows]
+    chart_key = first or (evident[0] if evident else next(iter(runs.headline(one.original, 1)), None))
     original, rerun = one.original, one.rerun
     chart_runs = [{"id": original.id, "name": "original", "colour": 0, "wide": True}]
     if rerun:
