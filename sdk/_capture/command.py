@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import sys
 from typing import Any
 
@@ -89,7 +88,7 @@ def facts(*, cwd: str, root: str, world_size: int, argv: list[str], found_entry:
         "argv": _secrets.mask_argv(argv),
         "executable": sys.executable,
         "interpreter_options": options,
-        "python": platform.python_version(),
+        "python": ".".join(map(str, sys.version_info[:3])),
         "cwd": cwd,
         "cwd_in_root": paths.inside(cwd, root),
         "entry": {**found_entry, "path_in_root": paths.inside(found_entry.get("path"), root)},

@@ -84,6 +84,8 @@ class Hook:
         self.before: list[tuple[str, str, str]] = []
         self.lost = 0
         self.seen: set[int] = set()
+        # The same by what the event says, of absolute names opened for reading: nearly every open of a loader after its first round.
+        self.fast: set[int] = set()
         self.folders: dict[str, int] = {}
         self.files = 0
         self.log: str | None = os.environ.get("ENCORE_OPENED") or None
@@ -227,6 +229,8 @@ def _listen(event: str, args: tuple[Any, ...]) -> None:
     state = hook
     if state is None:
         return
+    if event == "open" and args[0].__class__ is str and hash((args[0], args[2])) in state.fast:
+        return
     if getattr(state.local, "inside", False):
         return
     if event == "open":
@@ -243,6 +247,10 @@ def _listen(event: str, args: tuple[Any, ...]) -> None:
             if state.allowed is not None and mode != "r":
                 state.guard(name, True)
             state.heard(name, mode, "open")
+            if mode == "r" and name.__class__ is str and name[:1] == "/":
+                if len(state.fast) >= SEEN_AT_MOST:
+                    state.fast.clear()
+                state.fast.add(hash((name, args[2])))
         elif event == "sqlite3.connect":
             name = paths.as_path(args[0])
             if name and name != ":memory:" and not name.startswith("file:"):

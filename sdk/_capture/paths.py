@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import sysconfig
-import tempfile
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +18,9 @@ _LIBRARY_PARTS = (os.sep + "site-packages" + os.sep, os.sep + "dist-packages" + 
 @lru_cache(maxsize=1)
 def stdlib_folders() -> tuple[str, ...]:
     """The standard library's folders of the running interpreter, with a trailing separator."""
-    found = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), os.path.dirname(os.__file__)}
+    # Not by sysconfig and tempfile, whose import costs each program some ms.
+    versioned = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    found = {os.path.dirname(os.__file__), os.path.join(sys.base_exec_prefix, sys.platlibdir, versioned)}
     return tuple(
         sorted({os.path.join(os.path.realpath(each), "") for each in found if each} | {os.path.join(each, "") for each in found if each})
     )
@@ -52,6 +52,8 @@ def git_root(start: str) -> str | None:
 
 def too_wide(folder: str) -> bool:
     """A folder that is nobody's project: the root, HOME, the temp folder. Only what was imported is taken from it."""
+    import tempfile
+
     return os.path.realpath(folder) in {
         os.sep,
         os.path.realpath(os.path.expanduser("~")),
