@@ -102,16 +102,16 @@ class Run:
         if writer is None:
             return
         note = os.environ.pop(NOTE_VARIABLE, None)
-        if note is not None:
-            self._bootstrapped(writer, note)
         writer.emit({"type": "event", "name": "start", "data": {"rank": self.rank, "world_size": self.launch.world_size}})
-        for step in (self._begin_capture, lambda: _exit.mark_signals(writer.folder), self._start_sender, self._start_console):
+        for step in (self._begin_capture, lambda: self._bootstrapped(writer, note), lambda: _exit.mark_signals(writer.folder), self._start_sender, self._start_console):
             try:
                 step()
             except Exception as error:
                 writer.say(f"{type(error).__name__}: {error} (training goes on)")
 
-    def _bootstrapped(self, writer: Writer, note: str) -> None:
+    def _bootstrapped(self, writer: Writer, note: str | None) -> None:
+        if note is None:
+            return
         with contextlib.suppress(OSError), open(note, "a") as file:
             file.write(f"{writer.folder}\n")
         # The program has no line of ours: whoever plays it again has to start it by `encore run` too.

@@ -267,7 +267,7 @@ def test_sync_watch_sends_another_ones_journal_until_it_is_finished(shop: Shop, 
     assert not (job / ("a" * 26) / "sender.log").exists()
 
 
-def test_what_a_death_left_behind_goes_with_the_next_run(shop: Shop, server: Server, down: Server) -> None:
+def test_what_a_death_left_behind_goes_with_the_next_run(shop: Shop, server: Server) -> None:
     """Trainer and sender killed while the server is down: the next run's sender delivers the first one's journal too."""
     process = shop.start(training(2000, 0.01), server)
     assert until(lambda: shop.senders() and server.points("loss"))
