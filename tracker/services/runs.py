@@ -69,7 +69,7 @@ def find(
     rows, keys = _ordered(rows, sort)
     rows = rows.select_related("project", "user")
     try:
-        return paging.page(rows, keys=keys, limit=paging.limit_of(limit), cursor=_revived(cursor, keys), read=_read)
+        return paging.page(rows, keys=keys, limit=paging.limit_of(limit), cursor=_revived(cursor, keys))
     except (ValidationError, TypeError, ValueError):
         raise paging.not_ours() from None
 
@@ -92,13 +92,6 @@ def _ordered(rows, sort: str):
         sort_text=F("sorted_by__text"),
     )
     return rows, [Key("sort_number", descending, True), Key("sort_text", descending, True), Key("id")]
-
-
-def _read(run: Run, column: str):
-    found = run
-    for part in column.split("__"):
-        found = getattr(found, part) if found is not None else None
-    return found.isoformat() if column in _TIMES and found is not None else found
 
 
 def _revived(cursor: str | None, keys: list[Key]) -> str | None:

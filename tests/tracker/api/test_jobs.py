@@ -110,7 +110,7 @@ class TestLease:
     )
     def test_a_stale_fence_is_refused_on_every_write(self, claimed, here, worker, route, body):
         """A worker that was frozen and comes back cannot write over the one that took its place."""
-        job, order, old_key = claimed
+        job, _order, old_key = claimed
         expire(job)
         assert old_key.post(f"jobs/{job.id}/{route}", {"fence": 1, **body}).status_code == 409
         jobs.sweep()
@@ -130,7 +130,7 @@ class TestLease:
 
 class TestKey:
     def test_it_writes_its_own_run_and_nothing_else(self, claimed, asked, run, people):
-        _, order, key = claimed
+        _, _order, key = claimed
         own = key.post("ingest/writers", writer_json(asked.rerun_id))
         assert own.status_code == 200, own.content
         assert own.json()["run"]["state"] == "running"
@@ -165,13 +165,13 @@ class TestKey:
         assert key.get(f"blobs/{digest_of(b'hers')}").status_code == 404
 
     def test_it_dies_with_the_lease(self, claimed, asked):
-        job, order, key = claimed
+        job, _order, key = claimed
         expire(job)
         answer = key.post("ingest/writers", writer_json(asked.rerun_id))
         assert (answer.status_code, answer.json()["code"]) == (409, "lease_lost")
 
     def test_it_dies_with_the_job(self, claimed, asked):
-        job, order, key = claimed
+        job, _order, key = claimed
         assert key.post(f"jobs/{job.id}/finish", {"fence": 1, "state": "finished"}).status_code == 200
         assert key.post("ingest/writers", writer_json(asked.rerun_id)).json()["code"] == "lease_lost"
         assert Token.objects.filter(job=job, revoked_at=None).count() == 0
@@ -227,7 +227,7 @@ class TestCancel:
         assert worker.post(f"jobs/{asked.job_id}/claim", {"worker": here.id}).status_code == 409
 
     def test_a_running_one_is_told_by_its_heartbeat(self, claimed, asked, bob, worker):
-        job, order, key = claimed
+        job, _order, key = claimed
         assert bob.post(f"reproductions/{asked.id}/cancel").json()["state"] == "running"
         assert worker.post(f"jobs/{job.id}/heartbeat", {"fence": 1}).json()["cancel"] is True
         assert key.post(f"jobs/{job.id}/finish", {"fence": 1, "state": "cancelled"}).json()["state"] == "cancelled"

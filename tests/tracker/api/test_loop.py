@@ -11,7 +11,7 @@ from tracker.services import jobs, summaries
 
 RECIPE = {"command": {"argv": ["train.py"]}, "source": {"manifest": "blake3:" + "0" * 64}, "environment": {"python": {"version": "3.11"}}}
 FINISH = {"type": "event", "name": "finish", "data": {"state": "finished", "exit_code": 0, "signal": None, "error": None, "dropped": {}}}
-LOSS = [1.0, 0.5, 0.25, 0.125]
+LOSS = [1 / n for n in range(1, 13)]
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,11 @@ def train(api: Api, run_id: str | None = None, loss=LOSS) -> str:
     """One writer from its opening to its finish; the run's id."""
     doc = writer_json(run_id)
     assert api.post("ingest/writers", doc).status_code == 200
-    docs = [{"type": "config", "value": {"lr": 1}}, *({"type": "recipe", "section": name, "value": v} for name, v in RECIPE.items()), FINISH]
+    docs = [
+        {"type": "config", "value": {"lr": 1}},
+        *({"type": "recipe", "section": name, "value": v} for name, v in RECIPE.items()),
+        FINISH,
+    ]
     body = batch(doc["run"]["id"], doc["writer"], {"train/loss": list(loss)}, docs)
     answer = api.post(f"ingest/writers/{doc['writer']}/batches", body, content_type="application/vnd.encore.batch")
     assert answer.status_code == 200, answer.content
@@ -60,13 +64,13 @@ def test_an_equal_rerun_is_bit_exact(reproduce):
     found = reproduce(LOSS)
     assert (found["state"], found["run_state"]) == ("finished", "finished")
     assert found["verdict"]["execution"] == "completed"
-    assert found["verdict"]["agreement"] == "bit_exact"
-    assert found["verdict"]["compared"]["points"] == 4
+    assert found["verdict"]["agreement"] == "bit_exact", found["verdict"]
+    assert found["verdict"]["compared"]["points"] == 12
 
 
 @pytest.mark.django_db(transaction=True)
 def test_a_different_value_diverges_at_its_step(reproduce):
-    found = reproduce([1.0, 0.5, 0.5, 0.125])
+    found = reproduce([*LOSS[:2], 0.5, *LOSS[3:]])
     verdict = found["verdict"]
     assert (verdict["agreement"], verdict["step"], verdict["metric"], verdict["rank"]) == ("diverged", 2, "train/loss", 0)
 
