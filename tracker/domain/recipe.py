@@ -225,7 +225,8 @@ def _data(data: Section, recipe: Section, around: Surroundings) -> Iterable[Item
     if len(bare) > 20:
         yield Item("data", "more inputs without a fingerprint", WARN, f"{len(bare):,} in all", "sdk.use_data() their folder")
     if rest:
-        why = f"{say.count(len(rest), 'input is', 'inputs are')} checked by fingerprint and must be there: {_names([str(item.get('path')) for item in rest])}"
+        names = _names([str(item.get("path")) for item in rest])
+        why = f"{say.count(len(rest), 'input is', 'inputs are')} checked by fingerprint and must be there: {names}"
         yield Item("data", "large inputs not stored", OK, why, "keep them where they are, or give the worker a mount map")
     if stored:
         yield Item("data", f"{say.count(len(stored), 'input')} stored", OK)
