@@ -317,8 +317,8 @@
       this.dot.style.background = line.colour;
       if (!out) return;
       const step = line.steps ? `step ${grouped(line.steps[i])}` : Encore.xText(x, line.x[i]);
-      const raw = this.options.smooth > 0 && line.base[i] !== value ? ` (${Encore.shortNumber(line.base[i])})` : "";
-      const band = line.min && line.min[i] < line.max[i] ? ` [${Encore.shortNumber(line.min[i])}, ${Encore.shortNumber(line.max[i])}]` : "";
+      const raw = this.lines.length === 1 && this.options.smooth > 0 && line.base[i] !== value ? ` (${Encore.shortNumber(line.base[i])})` : "";
+      const band = this.lines.length === 1 && line.min && line.min[i] < line.max[i] ? ` [${Encore.shortNumber(line.min[i])}, ${Encore.shortNumber(line.max[i])}]` : "";
       out.textContent = "";
       if (line.label && this.lines.length > 1) {
         const name = document.createElement("span");

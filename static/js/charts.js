@@ -154,7 +154,8 @@
         runs: this.runs.map((run) => run.id),
         keys: [...new Set(panels.map((panel) => panel.key))],
         x: state.x, from: state.from, to: state.to,
-        buckets: Math.max(100, Math.min(4000, Math.round(width - 68))),
+        // Few runs: twice and more the pixels, so that small runs come exactly. Many: what the panel can show.
+        buckets: Math.max(this.runs.length <= 8 ? 1000 : 100, Math.min(4000, Math.round(width - 68))),
         ranks: panels[0].ranks || state.ranks,
         since: since || null,
       };
@@ -210,7 +211,7 @@
 
     // Put tails behind what is there, as long as every point is drawn; what has outgrown that is asked for as a whole.
     grow(panel, tails) {
-      const most = Math.max(100, panel.plot.clientWidth - 68);
+      const most = this.query([panel]).buckets;
       const joined = [];
       for (const tail of tails) {
         const at = panel.answer.findIndex((one) => one.run === tail.run && one.rank === tail.rank);

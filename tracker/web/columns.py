@@ -14,6 +14,12 @@ DEFAULT_SUMMARY = 5
 MOST_CHOICES = 400
 
 
+def first_look(key: str, definitions=()) -> tuple:
+    """Sorts keys by what one wants to see first: what is evidence, losses and accuracies by name, validation before training."""
+    common = key.rpartition("/")[2] in ("loss", "accuracy", "acc")
+    return (not keys.meaning(key, definitions).evidence, not common, not key.startswith(("val", "test", "eval")), key)
+
+
 @dataclass
 class Column:
     kind: str
@@ -42,7 +48,7 @@ def default(found: list[dict]) -> list[str]:
     config = [row for row in found if row["kind"] == "config"]
     differing = [row for row in config if row["numbers"] + row["texts"] > 1] or config
     summary = [row for row in found if row["kind"] == "summary" and not row["path"].startswith("system/")]
-    summary.sort(key=lambda row: (not keys.meaning(row["path"]).evidence, -row["runs"], row["path"]))
+    summary.sort(key=lambda row: (-row["runs"], *first_look(row["path"])))
     chosen = [f"config.{row['path']}" for row in differing[:DEFAULT_CONFIG]]
     return chosen + [f"summary.{row['path']}" for row in summary[:DEFAULT_SUMMARY]]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from django.contrib import messages
-from django.db.models import Count, Sum
+from django.db.models import Count
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
@@ -15,9 +15,11 @@ from tracker.domain import keys
 from tracker.domain.lifecycle import RunState
 from tracker.models import KeyDefinition, MetricSummary, Run
 from tracker.services import preflight as preflights
-from tracker.services import projects
+from tracker.services import projects, summaries
 from tracker.services import runs as service
+from tracker.store import reading
 from tracker.web import shell_words
+from tracker.web.columns import first_look
 from tracker.web.page import page
 from tracker.web.summaries import metric_rows
 from tracker.web.trees import config_tree
@@ -74,6 +76,7 @@ def head(request: HttpRequest, run: Run, tab: str) -> dict:
         "seconds": (run.finished_at - (run.started_at or run.created_at)).total_seconds() if run.finished_at else None,
         "since": run.started_at or run.created_at,
         "poll_url": request.path,
+        "key_count": counts["charts"] + system_count,
     }
 
 
@@ -124,11 +127,9 @@ def overview(request: HttpRequest, run_id: str) -> HttpResponse:
 def headline(run: Run, most: int = 2) -> list[str]:
     """The keys worth a look before any other: what is evidence (losses, qualities), validation first, the longest first."""
     definitions = list(KeyDefinition.objects.filter(run=run).order_by("id").values_list("pattern", "fields"))
-    rows = MetricSummary.objects.filter(run=run, count__gt=1).exclude(key__startswith=SYSTEM).values("key").annotate(points=Sum("count"))
-    found = [(row["key"], row["points"]) for row in rows[:500] if keys.meaning(row["key"], definitions).evidence]
-    names = ("loss", "accuracy", "acc")
-    found.sort(key=lambda one: (one[0].rpartition("/")[2] not in names, not one[0].startswith("val"), -one[1], one[0]))
-    return [key for key, _ in found[:most]]
+    rows = MetricSummary.objects.filter(run=run, count__gt=1).exclude(key__startswith=SYSTEM).values("key").distinct()
+    evident = [row["key"] for row in rows[:500] if keys.meaning(row["key"], definitions).evidence]
+    return sorted(evident, key=lambda key: first_look(key, definitions))[:most]
 
 
 @page
@@ -146,10 +147,14 @@ def _charts(request: HttpRequest, run_id: str, tab: str) -> HttpResponse:
     context = head(request, run, tab)
     rows = MetricSummary.objects.filter(run=run)
     rows = rows.filter(key__startswith=SYSTEM) if tab == "system" else rows.exclude(key__startswith=SYSTEM)
-    found = list(rows.values("key").annotate(ranks=Count("rank", distinct=True)).order_by("key")[: MOST_PANELS + 1])
+    found = list(rows.values("key").annotate(ranks=Count("rank", distinct=True)).order_by("key"))
+    names = [row["key"] for row in found]
+    if len(names) >= summaries.MOST_KEYS // 2 and context["key_count"] >= summaries.MOST_KEYS:
+        # Summaries are bounded; the series themselves know every name.
+        names = sorted(key for key in reading.keys_of(run.id) if key.startswith(SYSTEM) == (tab == "system"))
     context.update(
-        sections=sections([row["key"] for row in found[:MOST_PANELS]], system=tab == "system"),
-        more=len(found) > MOST_PANELS,
+        sections=sections(names[:MOST_PANELS], system=tab == "system"),
+        more=len(names) > MOST_PANELS,
         ranks=max((row["ranks"] for row in found), default=1),
         most=MOST_PANELS,
         chart_runs_json=json.dumps([{"id": run.id, "name": run.name, "colour": 0}]),
@@ -168,8 +173,8 @@ def sections(names: list[str], system: bool = False) -> list[dict]:
         groups.setdefault(prefix if slash or system else "", []).append(key)
     out, shown = [], 0
     # What judges a model comes before what clocks a machine.
-    evident = {prefix: any(keys.meaning(key).evidence for key in members) for prefix, members in groups.items()}
-    for prefix, members in sorted(groups.items(), key=lambda one: (not evident[one[0]], one[0])):
+    order = {prefix: min(first_look(key) for key in members)[:3] for prefix, members in groups.items()}
+    for prefix, members in sorted(groups.items(), key=lambda one: (order[one[0]], one[0])):
         out.append({"name": prefix or "metrics", "keys": members, "open": shown < OPEN_PANELS})
         shown += len(members)
     return out
