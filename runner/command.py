@@ -18,7 +18,7 @@ MEETING = {"standalone", "master-port", "master-addr", "rdzv-endpoint", "rdzv-ba
 SECRET = re.compile(r"\$\{secret:([^}]+)\}")
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 OTHERS = re.compile(
-    r"^(ENCORE_|TORCHELASTIC_|SLURM_|OMPI_COMM_WORLD_|CONDA_|(GLOBAL_|LOCAL_|GROUP_|ROLE_|NODE_)?(RANK|WORLD_SIZE)$|ROLE_|GROUP_|LOCAL_WORLD_SIZE$|MASTER_(ADDR|PORT)$"
+    r"^(ENCORE_(?!EXAMPLES_)|TORCHELASTIC_|SLURM_|OMPI_COMM_WORLD_|CONDA_|(GLOBAL_|LOCAL_|GROUP_|ROLE_|NODE_)?(RANK|WORLD_SIZE)$|ROLE_|GROUP_|LOCAL_WORLD_SIZE$|MASTER_(ADDR|PORT)$"
     r"|VIRTUAL_ENV|TMPDIR$|HOME$|PATH$|PWD$|PYTHONPATH$|PYTHONHOME$|PYTHONEXECUTABLE$|PYTHONUSERBASE$)"
 )
 """Belong to the original's launch, environment or machine; a rerun has its own."""
@@ -204,7 +204,7 @@ def variables(job: Job) -> dict[str, str]:
                 continue
             env[name] = supplied
         else:
-            env[name] = _at_home(job, move(str(value)))
+            env[name] = move(str(value)) if job.isolation.name != "none" else _at_home(job, move(str(value)))
     bins = dict.fromkeys(str(folder / "bin") for folder in (job.environment.prefix, job.environment.folder))
     env |= {"PATH": ":".join([*bins, DEFAULT_PATH]), "HOME": str(job.folder.home), "VIRTUAL_ENV": str(job.environment.prefix)}
     if pythonpath := [_moved(job, str(part), move) for part in recorded.get("pythonpath") or []]:
@@ -219,6 +219,7 @@ def variables(job: Job) -> dict[str, str]:
 
 
 def _at_home(job: Job, value: str) -> str:
+    """Where nothing keeps a program from the real home, what named it names the new one."""
     home = job.order.original_home
     below = inside(value, home) if home and value.startswith("/") else None
     return str(job.folder.home / below) if below is not None else value

@@ -22,13 +22,13 @@ def register(subparsers: Any) -> None:
         choices=["auto", "overlay", "none"],
         help="how far programs are kept from this machine (default: the strongest that works)",
     )
-    parser.set_defaults(run=work)
+    parser.set_defaults(perform=work)
     actions = parser.add_subparsers(title="more")
     tidy = actions.add_parser("prune", help="remove old job folders, and caches that no job has used for long")
     tidy.add_argument("--home", help="caches and job folders (ENCORE_WORKER_HOME)")
     tidy.add_argument("--keep", type=int, default=0, help="job folders to keep (default: 0)")
     tidy.add_argument("--days", type=float, default=30, help="remove cached environments and blobs unused for so many days (default: 30)")
-    tidy.set_defaults(run=tidy_up)
+    tidy.set_defaults(perform=tidy_up)
 
 
 def work(args: argparse.Namespace) -> int:

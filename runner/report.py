@@ -43,20 +43,18 @@ class Connection:
         self._token = token
         self._pool = pool or urllib3.PoolManager(maxsize=10, timeout=urllib3.Timeout(connect=5, read=60), retries=False)
 
-    def post(self, path: str, body: dict[str, Any], *, patience_seconds: float, stop: threading.Event | None = None) -> dict[str, Any]:
+    def post(self, path: str, body: dict[str, Any], *, patience_seconds: float, answer_seconds: float = 60) -> dict[str, Any]:
         """Tries again, backing off, while the tracker is out of reach or busy. Raises Refused, or WorkerFault after so many seconds."""
-        return json.loads(
-            self._patiently("POST", urljoin(self.base, path), json.dumps(body).encode(), patience_seconds, stop).data or b"{}"
-        )
+        data = json.dumps(body).encode()
+        return json.loads(self._patiently(urljoin(self.base, path), data, patience_seconds, answer_seconds).data or b"{}")
 
-    def _patiently(
-        self, method: str, url: str, body: bytes | None, patience: float, stop: threading.Event | None
-    ) -> urllib3.BaseHTTPResponse:
+    def _patiently(self, url: str, body: bytes, patience: float, answer_seconds: float) -> urllib3.BaseHTTPResponse:
         end, pause = time.monotonic() + patience, 0.1
+        timeout = urllib3.Timeout(connect=min(5, answer_seconds), read=answer_seconds)
         headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json", "Accept": "application/json"}
         while True:
             try:
-                answer = self._pool.request(method, url, body=body, headers=headers, redirect=False)
+                answer = self._pool.request("POST", url, body=body, headers=headers, redirect=False, timeout=timeout)
                 if answer.status < 400:
                     return answer
                 why: Exception = Refused(answer.status, _error(answer))
@@ -65,7 +63,7 @@ class Connection:
                 wait = _retry_after(answer)
             except urllib3.exceptions.HTTPError as error:
                 why, wait = error, None
-            if time.monotonic() + (wait or pause) > end or (stop and stop.is_set()):
+            if time.monotonic() + (wait or pause) > end:
                 raise WorkerFault(f"the tracker at {self.base} did not take it: {why}")
             time.sleep(wait or pause * random.uniform(0.5, 1))  # noqa: S311  # jitter, not a secret
             pause = min(pause * 2, 10)
@@ -255,7 +253,8 @@ class Report:
     def _beat(self) -> None:
         begun = time.monotonic()
         try:
-            answer = self._workers.post(self._path + "heartbeat", {"fence": self._order.fence}, patience_seconds=0)
+            left = max(0.5, min(10, self._lease_end - begun))  # an answer that comes after the lease is no answer
+            answer = self._workers.post(self._path + "heartbeat", {"fence": self._order.fence}, patience_seconds=0, answer_seconds=left)
             self._lease_end = begun + self._order.lease_seconds
             if answer.get("cancel"):
                 self._stop(Cancelled("cancelled on request"))

@@ -41,6 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EncoreError as error:
         print(f"encore {options.command}: {error}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        part = ELSEWHERE.get(options.command)
+        if part is None or (error.name or "").split(".")[0] in ("sdk", "tracker", "runner"):
+            raise
+        print(f"encore {options.command}: {error.name} is missing. Install it with: pip install 'encore-tracker[{part}]'", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

@@ -51,7 +51,13 @@ class Player:
         self.repository.mkdir()
 
     def settings(self, **changes: Any) -> Settings:
-        plain: dict[str, Any] = {"url": self.tracker.url, "home": self.home, "name": "test", "queues": ("default",), "token": "worker-token"}
+        plain: dict[str, Any] = {
+            "url": self.tracker.url,
+            "home": self.home,
+            "name": "test",
+            "queues": ("default",),
+            "token": "worker-token",
+        }
         return Settings(**(plain | {"keep": 50, "keep_failed": 50} | changes))
 
     def snapshot(self) -> dict[str, Any]:
@@ -92,7 +98,12 @@ class Player:
                 "unset": [],
             },
             "environment": {
-                "python": {"version": platform.python_version(), "implementation": "CPython", "prefix": sys.prefix, "base_prefix": sys.base_prefix},
+                "python": {
+                    "version": platform.python_version(),
+                    "implementation": "CPython",
+                    "prefix": sys.prefix,
+                    "base_prefix": sys.base_prefix,
+                },
                 "packages": [],
                 "lock": None,
             },
@@ -107,8 +118,8 @@ class Player:
     def order(self, recipe: dict[str, Any], **changes: Any) -> str:
         job = new_id()
         self.tracker.orders[job] = {
-            "format": 1, "job": job, "fence": 1, "lease_seconds": 60, "key": "key-" + job, "kind": "reproduce", "project": "p", "run": new_id(),
-            "original": new_id(), "recipe": recipe, "overrides": {}, "scope": {}, "limits": {}, **changes,
+            "format": 1, "job": job, "fence": 1, "lease_seconds": 60, "key": "key-" + job, "kind": "reproduce", "project": "p",
+            "run": new_id(), "original": new_id(), "recipe": recipe, "overrides": {}, "scope": {}, "limits": {}, **changes,
         }  # fmt: skip
         return job
 

@@ -24,12 +24,16 @@ class Loopback:
         self.finished: dict[str, dict[str, Any]] = {}
         self.tokens: dict[str, str] = {}
         self.lock = threading.Lock()
+        self.closed = False
         loop = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
+                if loop.closed:
+                    self.close_connection = True
+                    return
                 length = int(self.headers.get("Content-Length") or 0)
                 body = json.loads(self.rfile.read(length) or b"{}")
                 with loop.lock:
@@ -69,8 +73,11 @@ class Loopback:
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
+        """From now on nobody answers, on kept connections either."""
+        if not self.closed:
+            self.closed = True
+            self.server.shutdown()
+            self.server.server_close()
 
     def blob(self, data: bytes) -> str:
         digest = "blake3:" + blake3(data).hexdigest()
