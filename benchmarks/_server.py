@@ -61,13 +61,20 @@ class Server:
         return total
 
     def request(self, method: str, path: str, body: bytes | dict | None = None, **headers: str) -> tuple[int, bytes]:
-        if not hasattr(self, "_connection"):
-            self._connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         data = json.dumps(body).encode() if isinstance(body, dict) else body
         headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json", **headers}
-        self._connection.request(method, f"/api/v1/{path}", data, headers)
-        answer = self._connection.getresponse()
-        return answer.status, answer.read()
+        for attempt in (1, 2):  # the server closes what was idle
+            if not hasattr(self, "_connection"):
+                self._connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+            try:
+                self._connection.request(method, f"/api/v1/{path}", data, headers)
+                answer = self._connection.getresponse()
+                return answer.status, answer.read()
+            except (ConnectionError, http.client.HTTPException):
+                del self._connection
+                if attempt == 2:
+                    raise
+        raise AssertionError
 
     def open_writer(self, run: str, writer: str, project: str = "bench", **more) -> None:
         now = time.time_ns() // 1000
@@ -88,7 +95,7 @@ class Server:
 
 
 @contextlib.contextmanager
-def server(maintenance: float | None = 1.0) -> Iterator[Server]:
+def server(maintenance: float | None = 1.0, threads: int = 8) -> Iterator[Server]:
     """``maintenance``: seconds between two rounds of summaries and compaction, None for none."""
     home = Path(tempfile.mkdtemp(prefix="encore-bench-"))
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ENCORE_") and name != "DATABASE_URL"}
@@ -103,13 +110,12 @@ def server(maintenance: float | None = 1.0) -> Iterator[Server]:
     try:
         found.token = found.python(_PREPARE)
         granian = [sys.executable, "-m", "granian", "--interface", "wsgi", "--host", "127.0.0.1", "--port", str(port), "--http", "1", "--no-ws"]
-        found.processes.append(_start([*granian, "--workers", "1", "--blocking-threads", "8", "tracker.wsgi:application"], found))
+        found.processes.append(_start([*granian, "--workers", "1", "--blocking-threads", str(threads), "tracker.wsgi:application"], found))
         until = time.monotonic() + 90
         while True:
             with contextlib.suppress(OSError, http.client.HTTPException):
                 if found.request("GET", "me")[0] == 200:
                     break
-            found.__dict__.pop("_connection", None)
             if time.monotonic() > until or found.processes[0].poll() is not None:
                 raise RuntimeError(f"the server did not start; its log:\n{(home / 'log').read_text()[-3000:]}")
             time.sleep(0.1)

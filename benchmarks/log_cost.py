@@ -41,11 +41,9 @@ def floor(path: str):
         if position > end:
             position = 0
         at = position
-        key = 0
-        for value in values:
+        for key, value in enumerate(values):
             pack_into(segment, at, key, step, value)
             at += 24
-            key += 1
         position = at
 
     return one, thousand
@@ -69,7 +67,13 @@ def best(call, calls: int, repeats: int) -> tuple[float, float, float]:
 
 def measure(repeats: int) -> list[dict]:
     folder = tempfile.mkdtemp(prefix="encore-log-cost-")
-    os.environ |= {"ENCORE_MODE": "offline", "ENCORE_SENDER": "external", "ENCORE_JOURNAL": folder, "ENCORE_HOME": folder, "ENCORE_CONSOLE": "off"}
+    os.environ |= {
+        "ENCORE_MODE": "offline",
+        "ENCORE_SENDER": "external",
+        "ENCORE_JOURNAL": folder,
+        "ENCORE_HOME": folder,
+        "ENCORE_CONSOLE": "off",
+    }
     before = perf_counter()
     import sdk
 
@@ -92,14 +96,68 @@ def measure(repeats: int) -> list[dict]:
     table = []
     for n, (p50, p99, p999) in rows.items():
         beside = f"p99 {p99:.2f}, p99.9 {p999:.1f} µs"
-        table.append({"what": f"sdk.log of {n:,} scalars, p50", "value": round(p50, 3), "unit": "µs", "budget": budgets[n], "ok": p50 <= budgets[n], "beside": beside})
-        table.append({"what": f"sdk.log of {n:,} scalars, p99", "value": round(p99, 3), "unit": "µs", "budget": 50 if n < 1000 else None, "ok": p99 <= 50 or n == 1000, "beside": "quiet core"})
+        table.append(
+            {
+                "what": f"sdk.log of {n:,} scalars, p50",
+                "value": round(p50, 3),
+                "unit": "µs",
+                "budget": budgets[n],
+                "ok": p50 <= budgets[n],
+                "beside": beside,
+            }
+        )
+        table.append(
+            {
+                "what": f"sdk.log of {n:,} scalars, p99",
+                "value": round(p99, 3),
+                "unit": "µs",
+                "budget": 50 if n < 1000 else None,
+                "ok": p99 <= 50 or n == 1000,
+                "beside": "quiet core",
+            }
+        )
     ratio = rows[1][0] / floors[1][0]
-    table.append({"what": "sdk.log of 1 scalar / floor", "value": round(ratio, 2), "unit": "×", "budget": 7, "ok": ratio <= 7, "beside": f"floor {floors[1][0]:.3f} µs"})
+    table.append(
+        {
+            "what": "sdk.log of 1 scalar / floor",
+            "value": round(ratio, 2),
+            "unit": "x",
+            "budget": 7,
+            "ok": ratio <= 7,
+            "beside": f"floor {floors[1][0]:.3f} µs",
+        }
+    )
     ratio = rows[1000][0] / floors[1000][0]
-    table.append({"what": "sdk.log of 1,000 scalars / loop of 1,000 packs", "value": round(ratio, 2), "unit": "×", "budget": 0.6, "ok": ratio <= 0.6, "beside": f"loop {floors[1000][0]:.1f} µs"})
-    table.append({"what": "import sdk", "value": round(imported, 4), "unit": "s", "budget": 0.12, "ok": imported <= 0.12, "beside": "wall, in this process"})
-    table.append({"what": "sdk.init until training goes on", "value": round(opened, 4), "unit": "s", "budget": 0.15, "ok": opened <= 0.15, "beside": "offline"})
+    table.append(
+        {
+            "what": "sdk.log of 1,000 scalars / loop of 1,000 packs",
+            "value": round(ratio, 2),
+            "unit": "x",
+            "budget": 0.6,
+            "ok": ratio <= 0.6,
+            "beside": f"loop {floors[1000][0]:.1f} µs",
+        }
+    )
+    table.append(
+        {
+            "what": "import sdk",
+            "value": round(imported, 4),
+            "unit": "s",
+            "budget": 0.12,
+            "ok": imported <= 0.12,
+            "beside": "wall, in this process",
+        }
+    )
+    table.append(
+        {
+            "what": "sdk.init until training goes on",
+            "value": round(opened, 4),
+            "unit": "s",
+            "budget": 0.15,
+            "ok": opened <= 0.15,
+            "beside": "offline",
+        }
+    )
     return table
 
 
@@ -113,7 +171,8 @@ def main() -> int:
         if options.json:
             print(json.dumps(row, ensure_ascii=False))
         else:
-            print(f"{'ok    ' if row['ok'] else 'MISSED'} {row['what']:<50} {row['value']:>9} {row['unit']:<3} budget {row['budget']}   {row['beside']}")
+            state = "ok    " if row["ok"] else "MISSED"
+            print(f"{state} {row['what']:<50} {row['value']:>9} {row['unit']:<3} budget {row['budget']}   {row['beside']}")
     return 0 if all(row["ok"] for row in rows) else 1
 
 

@@ -137,7 +137,7 @@ def pages(python):
         requirements("node")
     env["ENCORE_HOME"] = os.path.join(STAMPS, "home")  # the command reads the settings, which want a data folder: not the user's
     say("Fetching the pages' third-party scripts …")
-    call([PYTHON, "manage.py", "vendor"], env=env)
+    call([PYTHON, "manage.py", "vendor"], env=env, quiet=True)
     mark("pages", inputs)
     return True
 
@@ -212,8 +212,9 @@ def _postgres():
     return shutil.which("initdb") or sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb"))
 
 
-def call(argv, env=None):
-    status = subprocess.call(argv, cwd=ROOT, env=env)
+def call(argv, env=None, quiet=False):
+    # Standard output belongs to `encore up --json`.
+    status = subprocess.call(argv, cwd=ROOT, env=env, stdout=subprocess.DEVNULL if quiet else sys.stderr)
     if status != 0:
         stop(
             "`%s` failed (status %d), the lines above say why. What was done is kept: mend it and run make again."

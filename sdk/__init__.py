@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):  # type: ignore[no-untyped-def]
+def __getattr__(name: str):
     """`sdk.Api` is loaded when it is used: training does not pay for queries."""
     if name == "Api":
         from ._query import Api

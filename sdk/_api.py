@@ -37,20 +37,20 @@ def init(
     held = config is not None and sys.getrefcount(config) > _LITERAL
     if resume not in (None, "allow", "must", "never", "auto"):
         raise UsageError(f'resume is "allow", "must" or None, not {resume!r}')
-    arguments = dict(
-        project=project,
-        config=config,
-        name=name,
-        group=group,
-        job_type=job_type,
-        tags=tags,
-        notes=notes,
-        resume=resume,
-        fork_from=fork_from,
-        rewind_to=rewind_to,
-        mode=mode,
-        id=id,
-    )
+    arguments = {
+        "project": project,
+        "config": config,
+        "name": name,
+        "group": group,
+        "job_type": job_type,
+        "tags": tags,
+        "notes": notes,
+        "resume": resume,
+        "fork_from": fork_from,
+        "rewind_to": rewind_to,
+        "mode": mode,
+        "id": id,
+    }
     run = _run.init(arguments, held)
     if _seeded:
         _tell_seeds(run)
@@ -140,7 +140,7 @@ class _Current:
 
     def _target(self) -> Any:
         run = _run.current
-        return getattr(run, self._which) if run is not None else self._empty  # type: ignore[attr-defined]
+        return getattr(run, self._which) if run is not None else self._empty
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._target(), name)

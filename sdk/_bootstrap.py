@@ -11,12 +11,13 @@ def main() -> int:
     return _perform(arguments, _load(here, arguments))
 
 
-def _load(here: str, arguments: list):  # type: ignore[no-untyped-def]
+def _load(here: str, arguments: list):
     """Our package by its path, whatever folder `sdk` lies beside the program; None where its dependencies are missing."""
     import importlib.util
 
     spec = importlib.util.spec_from_file_location("sdk", os.path.join(here, "__init__.py"), submodule_search_locations=[here])
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["sdk"] = module
     _look_like(arguments)
@@ -56,7 +57,7 @@ def _as_given(arguments: list) -> list:
     return ["-c", *arguments[2:]] if arguments[:1] == ["-c"] else list(arguments)
 
 
-def _perform(arguments: list, sdk) -> int:  # type: ignore[no-untyped-def]
+def _perform(arguments: list, sdk) -> int:
     import runpy
 
     if arguments[0] == "--command":
@@ -90,7 +91,7 @@ def _child(command: list) -> int:
     """A program of another kind: its output passes through us, so that it is kept; its status is ours."""
     import subprocess
 
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # noqa: S603 - what the user asked to run
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert child.stdout is not None
     while piece := child.stdout.read1(65536):  # type: ignore[attr-defined]
         sys.stdout.write(piece.decode("utf-8", "replace"))

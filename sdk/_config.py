@@ -108,7 +108,7 @@ class Config(MutableMapping[str, Any]):
     def __repr__(self) -> str:
         return f"Config({self._values!r})"
 
-    def update(self, *values: Any, **more: Any) -> None:  # type: ignore[override]
+    def update(self, *values: Any, **more: Any) -> None:
         """Merge by top-level key."""
         merged: dict[str, Any] = {}
         for value in values:
@@ -169,7 +169,7 @@ class Summary(MutableMapping[str, Any]):
     def __repr__(self) -> str:
         return f"Summary({self._values!r})"
 
-    def update(self, *values: Any, **more: Any) -> None:  # type: ignore[override]
+    def update(self, *values: Any, **more: Any) -> None:
         flat: dict[str, Any] = {}
         for value in (*values, more):
             _flatten(as_mapping(value), "", flat)

@@ -1,10 +1,11 @@
 """How the process ends, told without changing how it ends.
 
 - an unhandled exception: Python leaves it in sys.last_value before atexit runs; nothing is hooked.
-- sys.exit(n): noted on the way through. A bare `raise SystemExit(n)` has no such way; it shows in the bottom frame, and the exit status is
+- sys.exit(n): noted on the way through. A bare `raise SystemExit(n)` has no such way; it shows in the bottom frame, and the status is
   then written by libc itself (on_exit), for the sender to read.
-- SIGTERM, SIGHUP with default disposition: faulthandler's C-level handler leaves a mark and passes the signal on to the default action, so the
-  process dies as fast and with the same status as ever, also inside a long C call; Python's own view of the handlers does not change.
+- SIGTERM, SIGHUP with default disposition: faulthandler's C-level handler leaves a mark and passes the signal on to the default
+  action, so the process dies as fast and with the same status as ever, also inside a long C call; Python's own view of the handlers
+  does not change.
 - os._exit, SIGKILL: nothing can be told; the sender sees the process gone.
 """
 
@@ -60,7 +61,7 @@ def install(at_exit: Callable[[], None]) -> None:
         return _original_exit(status)
 
     exit.__doc__ = _original_exit.__doc__
-    sys.exit = exit  # type: ignore[assignment]
+    sys.exit = exit
 
 
 def _ended() -> None:
@@ -124,8 +125,10 @@ def _unwound() -> bool:
 
 
 def leave_status(folder: Path) -> bool:
-    """Have libc write the exit status into the writer's folder when the process ends: `on_exit` calls f(status, argument), and putw(int, FILE *)
-    fits that. False where the C library has no on_exit (musl, macOS)."""
+    """Have libc write the exit status into the writer's folder when the process ends.
+
+    `on_exit` calls f(status, argument), and putw(int, FILE *) fits that. False where the C library has no on_exit (musl, macOS).
+    """
     try:
         libc = ctypes.CDLL(None)
         libc.fopen.restype = ctypes.c_void_p

@@ -134,7 +134,7 @@ class Writer:
                 elif type(step) is not int:
                     raise _Miss
                 if len(data) == 1:
-                    for key in data:
+                    for key in data:  # noqa: B007 - the cheapest way to the only key
                         pass
                     value = data[key]
                     kind, pack, put, prefix, size = ones[key]
@@ -146,7 +146,7 @@ class Writer:
                     body = pack(prefix, record, step, monotonic_ns(), value)
                 else:
                     if [*data] == last_keys:
-                        pack, put, prefix, size, keys, types = last_entry
+                        pack, put, prefix, size, _, types = last_entry
                         if [*map(type, data.values())] != types:
                             raise _Miss
                     else:
@@ -368,7 +368,7 @@ class Writer:
 
     def _abandoned(self) -> bool:
         """An exception raised by a signal handler can hit between taking the token and the `try`: then nobody holds it."""
-        codes = {self.log.__code__, Writer.emit.__code__, Writer.drain.__code__}  # type: ignore[attr-defined]
+        codes = {self.log.__code__, Writer.emit.__code__, Writer.drain.__code__}
         here = sys._getframe(1)
         holders = 0
         for frame in sys._current_frames().values():
@@ -390,14 +390,15 @@ class Writer:
         self._move(segment, position + length, record + 1, last_step, limit)
 
     def _repair(self) -> None:
-        """An interrupt (Ctrl-C caught by the user) can strike between a record's last byte and the counters: then it is there, and counts."""
+        """An interrupt (Ctrl-C caught by the user) can strike between a record's last byte and the counters: then it counts."""
         segment, position, record, last_step, limit = self._where()
         if segment is None or position + RECORD_BYTES > SEGMENT_BYTES:
             return
         crc, magic, _, _, length, _, number, _, _ = RECORD.unpack_from(segment, position)
-        if magic == MAGIC and number == record and RECORD_BYTES <= length <= SEGMENT_BYTES - position:
-            if crc32(segment[position + 4 : position + length]) == crc:
-                self._move(segment, position + length, record + 1, last_step, limit)
+        if magic != MAGIC or number != record or not RECORD_BYTES <= length <= SEGMENT_BYTES - position:
+            return
+        if crc32(segment[position + 4 : position + length]) == crc:
+            self._move(segment, position + length, record + 1, last_step, limit)
 
     def _make_room(self, size: int, values: Any, last: bool = False) -> bool:
         """True if `size` bytes fit now; opens the next segment when needed. False: the disk is full, and the loss is counted."""

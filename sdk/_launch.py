@@ -29,7 +29,9 @@ class Launch:
 
     def as_json(self) -> dict[str, Any]:
         shared = self.id
-        if shared is None and self.kind != "python" and self.starter is not None:  # no name for ever, but the ranks of this start have it in common
+        if (
+            shared is None and self.kind != "python" and self.starter is not None
+        ):  # no name for ever, but the ranks of this start have it in common
             shared = derived_id("starter", _process.boot_id(), _process.pid_namespace(), _process.host(), self.starter)
         return {"kind": self.kind, "id": shared, "restart_count": self.restart_count, "coordinates": self.coordinates}
 

@@ -20,7 +20,9 @@ from ._journal import Writer
 from ._plain import plain, text
 from .errors import UsageError
 
-NOTE_VARIABLE = "ENCORE_RUN_NOTE"  # set by `encore run`: a file that takes the writer's folder, so that the parent can leave the exit status there
+NOTE_VARIABLE = (
+    "ENCORE_RUN_NOTE"  # set by `encore run`: a file that takes the writer's folder, so that the parent can leave the exit status there
+)
 
 _turns = 0  # runs this process has begun
 
@@ -102,23 +104,30 @@ class Run:
         if writer is None:
             return
         note = os.environ.pop(NOTE_VARIABLE, None)
-        if note is not None:
-            self._bootstrapped(writer, note)
         writer.emit({"type": "event", "name": "start", "data": {"rank": self.rank, "world_size": self.launch.world_size}})
-        for step in (self._begin_capture, lambda: _exit.mark_signals(writer.folder), self._start_sender, self._start_console):
+        for step in (
+            self._begin_capture,
+            lambda: self._bootstrapped(writer, note),
+            lambda: _exit.mark_signals(writer.folder),
+            self._start_sender,
+            self._start_console,
+        ):
             try:
                 step()
             except Exception as error:
                 writer.say(f"{type(error).__name__}: {error} (training goes on)")
 
-    def _bootstrapped(self, writer: Writer, note: str) -> None:
+    def _bootstrapped(self, writer: Writer, note: str | None) -> None:
+        if note is None:
+            return
         with contextlib.suppress(OSError), open(note, "a") as file:
             file.write(f"{writer.folder}\n")
         # The program has no line of ours: whoever plays it again has to start it by `encore run` too.
         writer.emit({"type": "recipe", "section": "command", "value": {"bootstrap": "encore run"}, "merge": True})
 
     def _begin_capture(self) -> None:
-        _capture.begin(self.writer)
+        if self.writer is not None:
+            _capture.begin(self.writer)
 
     def _start_sender(self) -> None:
         if self.settings.sender == "external" or self.writer is None:
@@ -156,7 +165,7 @@ class Run:
     # Ending ---------------------------------------------------------------------------------------------------------------------
 
     def finish(self, exit_code: int | None = None, _outcome: Mapping[str, Any] | None = None) -> None:
-        """Ends the run: says how, then waits for delivery, at most ENCORE_FINISH_SECONDS; the sender goes on with what is left. Never raises."""
+        """Ends the run and waits for delivery, at most ENCORE_FINISH_SECONDS; the sender goes on with what is left. Never raises."""
         if self._pid != os.getpid():
             return self._finish_child()
         with self._closing:
@@ -272,7 +281,10 @@ def _finalize_child(run: Run) -> None:
 # The current run ----------------------------------------------------------------------------------------------------------------
 
 current: Run | None = None
-_rebind_face: Callable[[Run | None], None] = lambda run: None
+
+
+def _rebind_face(run: Run | None) -> None:
+    """Replaced by the face (`on_change`): this module does not know it."""
 
 
 def _rebind(run: Run) -> None:
@@ -289,7 +301,7 @@ def _forget(run: Run) -> None:
 
 def on_change(rebind: Callable[[Run | None], None]) -> None:
     global _rebind_face
-    _rebind_face = rebind
+    _rebind_face = rebind  # type: ignore[assignment]
 
 
 def init(arguments: Mapping[str, Any], held: bool) -> Run:
@@ -369,7 +381,7 @@ def _greet(run: Run) -> None:
 
 
 def lay_over(config: Any, overrides: Mapping[str, Any]) -> set[str]:
-    """In a rerun: put the overrides into the program's own config object (a dict or an argparse Namespace it goes on using). Returns those put."""
+    """In a rerun: put the overrides into the program's own config object (a dict or Namespace it goes on using). Returns those put."""
     put: set[str] = set()
     from ._config import _like
 

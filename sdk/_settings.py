@@ -68,7 +68,7 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
         tags=tuple(tag.strip() for tag in env.get("ENCORE_TAGS", "").split(",") if tag.strip()),
         finish_seconds=finish_seconds,
         strict=_true(env.get("ENCORE_STRICT")),
-        console=not env.get("ENCORE_CONSOLE", "").strip().lower() in ("0", "off", "false", "no"),
+        console=env.get("ENCORE_CONSOLE", "").strip().lower() not in ("0", "off", "false", "no"),
         rerun=rerun,
         rerun_error=rerun_error,
         complaints=tuple(complaints),
@@ -150,4 +150,4 @@ def _git_root(folder: Path) -> Path | None:
 
 def start_process(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
     """The one place of the SDK that starts processes."""
-    return subprocess.Popen(command, **options)  # noqa: S603
+    return subprocess.Popen(command, **options)

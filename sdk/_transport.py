@@ -124,7 +124,7 @@ def _words(error: BaseException) -> str:
 
 def _compressor() -> tuple[str, Any]:
     try:
-        from compression import zstd  # type: ignore[import-not-found] # Python 3.14
+        from compression import zstd  # Python 3.14
 
         return "zstd", lambda data: zstd.compress(data, 1)
     except ImportError:

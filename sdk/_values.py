@@ -16,7 +16,7 @@ MAX_DEPTH = 16
 
 def step(value: Any) -> int | None:
     """An int, or None for what is none. numpy's integers are ints, floats never are: 0.5 has no step, and 1e17 + 1 is 1e17."""
-    if isinstance(value, bool) or isinstance(value, float):
+    if isinstance(value, (bool, float)):
         return None
     try:
         number = value.__index__()
@@ -64,7 +64,7 @@ def number_of(value: Any) -> float | int | None:
     """The float or int a value stands for; None if it is no single number."""
     kind = type(value)
     if kind is float or kind is int:
-        return value  # type: ignore[no-any-return]
+        return value
     if kind is bool:
         return int(value)
     if isinstance(value, (str, bytes, bytearray)) or value is None:

@@ -21,7 +21,7 @@ VERSION = 1
 HEAD = struct.Struct("<4sHHII")  # magic, version, flags, header bytes, crc of everything behind
 LOCAL_ONLY = frozenset(("opened",))  # the sender's own business (docs/formats.md, *Documents*)
 
-assert array("I").itemsize == 4 and array("q").itemsize == 8
+assert (array("I").itemsize, array("q").itemsize) == (4, 8)
 
 
 def key_list_hash(keys: list[str], types: str) -> str:

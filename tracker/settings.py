@@ -97,6 +97,7 @@ else:
             "ENGINE": "django.db.backends.sqlite3",
             "NAME": ENCORE_HOME / "encore.sqlite3",
             "CONN_MAX_AGE": None,
+            "TEST": {"NAME": ENCORE_HOME / "test.sqlite3"},  # a file as in service: threads cannot share an in-memory one
             "OPTIONS": {
                 # IMMEDIATE: a transaction that will write takes its lock at once, so two of them wait instead of one failing.
                 "transaction_mode": "IMMEDIATE",

@@ -24,12 +24,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", metavar="command")
     wanted = next((word for word in given if not word.startswith("-")), None)
     missing = _register(commands, wanted)
-    if wanted is not None and wanted not in commands.choices:
-        if wanted in missing or wanted in ELSEWHERE:
-            part = ELSEWHERE.get(wanted, "server")
-            why = missing.get(wanted) or missing.get(part) or "it is not installed here"
-            print(f"encore {wanted}: {why}. Install it with: pip install 'encore-tracker[{part}]'", file=sys.stderr)
-            return 2
+    if wanted is not None and wanted not in commands.choices and (wanted in missing or wanted in ELSEWHERE):
+        part = ELSEWHERE.get(wanted, "server")
+        why = missing.get(wanted) or missing.get(part) or "it is not installed here"
+        print(f"encore {wanted}: {why}. Install it with: pip install 'encore-tracker[{part}]'", file=sys.stderr)
+        return 2
     options = parser.parse_args(given)
     perform = getattr(options, "perform", None) or getattr(options, "run", None)  # the tracker's and the runner's call it run
     if not callable(perform):

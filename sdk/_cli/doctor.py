@@ -50,14 +50,9 @@ def shadowed() -> tuple[bool, str]:
     """A folder or file `sdk` beside the user's script comes before ours on sys.path."""
     ours = Path(__file__).resolve().parents[1]
     for folder in dict.fromkeys([os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]):
-        for candidate in (Path(folder or ".") / "sdk" / "__init__.py", Path(folder or ".") / "sdk.py", Path(folder or ".") / "sdk"):
-            inside = candidate if candidate.is_dir() else candidate.parent
-            if candidate.exists() and candidate.name != "__init__.py" or candidate.is_file():
-                if inside.resolve() != ours and (candidate.parent / "sdk").resolve() != ours:
-                    return (
-                        False,
-                        f"{candidate.absolute()} shadows the SDK for scripts started there: use `import encore as sdk`, or rename it",
-                    )
+        for candidate in (Path(folder or ".") / "sdk", Path(folder or ".") / "sdk.py"):
+            if candidate.exists() and candidate.resolve() != ours:
+                return False, f"{candidate.absolute()} shadows the SDK for scripts started there: `import encore as sdk`, or rename it"
     return True, f"sdk {_settings.VERSION} in {ours} is not shadowed here"
 
 

@@ -75,7 +75,7 @@ def _on_path(name: str) -> bool:
 
 
 def supervise(command: list[str], environment: dict[str, str]) -> int:
-    """Runs the program in our place: signals go to it, its status is ours. What the program could not say of its end, the sender hears from us."""
+    """Runs the program in our place: signals go to it, its status is ours. What it could not say of its end, the sender hears from us."""
     with tempfile.TemporaryDirectory(prefix="encore-run-") as folder:
         note = Path(folder) / "writers"
         status = _wait(_settings.start_process(command, env={**environment, NOTE_VARIABLE: str(note)}))

@@ -38,7 +38,7 @@ def perform(options: argparse.Namespace) -> int:
         if each["error"]:
             print(f"  {each['error']}")
         for line in each["refused"]:
-            print(f"  refused {line.get('first')}–{line.get('last')}: {line.get('message')}")
+            print(f"  refused {line.get('first')} to {line.get('last')}: {line.get('message')}")
     if any(each["unsent"] and not each["sender"] for each in rows):
         print("send it with: encore sync", file=sys.stderr)
     return 0

@@ -80,7 +80,7 @@ class Sync:
                     self._add(folder, only)
             busy = False
             for folder, sender in self.senders.items():
-                if sender.done or self.idle.get(folder, 0) >= IDLE_ROUNDS and not self.watch:
+                if sender.done or (self.idle.get(folder, 0) >= IDLE_ROUNDS and not self.watch):
                     self._tell(folder, sender)
                     continue
                 moved = sender.step()

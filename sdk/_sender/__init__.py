@@ -20,7 +20,7 @@ def start(run_folder: Path, settings: Settings) -> bool:
     """Starts the sender of a run unless one is at work. True if it was started now. Never raises, waits a few ms at most.
 
     It is started from a file path under `-I`, so that neither a folder `sdk` beside the user's script nor PYTHONPATH shadows a module; by a
-    shell that ends at once, so that it is no child of the training process (os.wait, kill of all children, zombies); in a session of its own.
+    shell that ends at once, so that it is no child of the training process (os.wait, killing all children); in a session of its own.
     """
     if at_work(run_folder):
         return False

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import _liveness, _wire
+from .._ids import id_bytes
 from .._journal import write_json
+from .._plain import dumps
 from .._reader import Chunk, Reader, read_json
 from .._records import DOC, NO_STEP, RECORD, RECORD_BYTES, SEGMENT_HEADER, SEGMENT_MAGIC, padded, segment_name
-from .._ids import id_bytes
-from .._plain import dumps
 from .._transport import Answer, Transport, compress
 from . import limits
 
@@ -52,7 +52,7 @@ class Outbox:
                 docs.append(doc)
                 if doc.get("type") == "event" and doc.get("name") == "finish":
                     self.finish, self.finish_record = dict(doc.get("data") or {}), number
-                    if self.next > number:  # the batch that carried it was acknowledged before this look
+                    if self.next > number and not self.sealed and self.opened:  # it was sent before it was seen here
                         self.sealed = True
                         self._write_ack()
         return docs
@@ -144,8 +144,8 @@ class Outbox:
     def _write_ack(self) -> None:
         try:
             write_json(self.folder / "ack.json", {"next": self.next, "sealed": self.sealed, **({"gone": True} if self.gone_told else {})})
-        except OSError:  # a full or read-only disk: the server knows what it has
-            pass
+        except OSError:
+            return  # a full or read-only disk: the server knows what it has
 
     def _unlink(self) -> None:
         upto = min(self.next, self.eyes.next)

@@ -16,6 +16,8 @@ from .._reader import read_json
 from . import limits
 from .run import RunSender
 
+ADOPTED_ROUNDS = 16  # quiet rounds before an adopted run is left alone: a vanished process shows after two looks
+
 
 def main(run_folder: str) -> int:
     with contextlib.suppress(OSError, AttributeError):
@@ -84,7 +86,7 @@ def _adopt(root: Path, own: Path, url: str, token: str | None, stopping: threadi
         try:
             deadline = time.monotonic() + 60
             settled = 0
-            while time.monotonic() < deadline and not stopping.is_set() and settled < 3 and not sender.error:
+            while time.monotonic() < deadline and not stopping.is_set() and settled < ADOPTED_ROUNDS and not sender.error:
                 busy = sender.step()
                 if sender.done:
                     break

@@ -110,7 +110,7 @@ class RunSender:
         except OSError:
             return
         for name in names:
-            if name not in self.outboxes and self.only in (None, name):
+            if name not in self.outboxes and (self.only in (None, name) or (self.node is not None and name == self.node.writer.id)):
                 about = read_json(self.folder / name / "writer.json")
                 if about is not None and about.get("writer") and isinstance(about.get("run"), dict):
                     self.outboxes[name] = Outbox(self.folder / name, about, self.trust_acks)
@@ -188,16 +188,13 @@ class RunSender:
             return False
         busy = False
         boxes = sorted(self.outboxes.values(), key=lambda box: (box.kind == "node", box.about.get("started_us") or 0))
-        trainers_open = [box for box in boxes if box.kind != "node" and box.opened]
         for box in boxes:
             if box.deleted or (box.sealed and box.delivered):
                 continue
-            if box.kind == "node" and not trainers_open and any(other.kind != "node" for other in boxes):
-                continue  # its attempt is made by a trainer's writer
+            if box.kind == "node" and not box.opened and not _attempt_is_open(boxes):
+                continue
             try:
                 busy |= self._send_some(box)
-                if box.opened and box.kind != "node":
-                    trainers_open.append(box)
                 self._worked()
             except ServerUnreachable as error:
                 self._back_off(str(error))
@@ -216,9 +213,9 @@ class RunSender:
         """One batch of one writer at most."""
         assert self.transport is not None
         if not box.opened:
-            answer = box.open(self.transport)
-            self.run_url = (answer.get("run") or {}).get("url") or self.run_url
-            self._heed(answer)
+            said = box.open(self.transport)
+            self.run_url = (said.get("run") or {}).get("url") or self.run_url
+            self._heed(said)
         chunk = box.read()
         if chunk is None:
             if not (self.folder / box.id / "ack.json").exists():
@@ -331,7 +328,12 @@ class RunSender:
     def _upload(self) -> None:
         """In a thread: a gigabyte on its way must not hold back the points."""
         now = time.monotonic()
-        if self.blobs is None or self.fatal or now < self._uploads_after or not any(box.opened for box in self.outboxes.values()):
+        if (
+            self.blobs is None
+            or self.fatal
+            or now < self._uploads_after
+            or not any(box.opened or box.next for box in self.outboxes.values())
+        ):
             return
         if self._uploads is not None:
             if self._uploads.is_alive():
@@ -372,7 +374,7 @@ class RunSender:
 
     @property
     def done(self) -> bool:
-        if not self.ending or (self.node is not None and not self.node.closed):
+        if not self.ending or (self.node is not None and not (self.node.closed and self.node.writer.id in self.outboxes)):
             return False
         if self.transport is None or self.fatal:
             return all(not box.eyes.waiting() for box in self.outboxes.values())
@@ -414,6 +416,12 @@ class RunSender:
                     os.fsync(fd)
                 finally:
                     os.close(fd)
+
+
+def _attempt_is_open(boxes: list[Outbox]) -> bool:
+    """An attempt is made by a trainer's writer; the node's belongs to it."""
+    trainers = [box for box in boxes if box.kind != "node"]
+    return not trainers or any(box.opened or box.next for box in trainers)
 
 
 def _end_slowly(node: Node) -> None:

@@ -82,7 +82,7 @@ def test_a_training_is_seen_live_and_reproduced_by_a_click(house, page):
     page.locator("dialog[open] button.btn-go").last.click()
     verdict = page.locator("section.verdict")
     try:
-        verdict.wait_for(timeout=400_000)
+        verdict.wait_for(timeout=240_000)
     except Exception:
         pytest.fail(f"no verdict; the page says:\n{page.locator('main').inner_text()[:4000]}")
     assert "bit-exact" in verdict.inner_text().lower(), page.locator("main").inner_text()[:4000]

@@ -1,6 +1,5 @@
 """Programs run as users run them, and waiting without sleeping blindly."""
 
-
 from __future__ import annotations
 
 import os
@@ -48,7 +47,9 @@ class Shop:
             kept |= {"ENCORE_URL": server.url, "ENCORE_TOKEN": "secret-token-of-ada"}
         return kept | more
 
-    def start(self, program: str, server: Server | None = None, *, cwd: Path | None = None, arguments: tuple[str, ...] = (), **env: str) -> subprocess.Popen[str]:
+    def start(
+        self, program: str, server: Server | None = None, *, cwd: Path | None = None, arguments: tuple[str, ...] = (), **env: str
+    ) -> subprocess.Popen[str]:
         script = self.work / "train.py"
         script.write_text(textwrap.dedent(program))
         return subprocess.Popen(

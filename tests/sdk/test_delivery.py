@@ -61,7 +61,11 @@ def test_everything_arrives_by_the_end_of_finish(shop: Shop, server: Server) -> 
 
 def test_the_senders_process_ends_by_itself(shop: Shop, server: Server) -> None:
     """Nothing is left running, and nothing of us is the trainer's child."""
-    done = shop.run("import sdk, subprocess, os\nsdk.init(project='p'); sdk.log({'x': 1})\ntry: print(os.waitpid(-1, os.WNOHANG))\nexcept ChildProcessError: print('no child')", server)
+    done = shop.run(
+        "import sdk, os\nsdk.init(project='p'); sdk.log({'x': 1})\n"
+        "try: print(os.waitpid(-1, os.WNOHANG))\nexcept ChildProcessError: print('no child')",
+        server,
+    )
     assert "no child" in done.stdout, done.stderr
     assert until(lambda: not shop.senders())
 
@@ -69,7 +73,7 @@ def test_the_senders_process_ends_by_itself(shop: Shop, server: Server) -> None:
 def test_the_server_may_be_down_at_init_and_come_later(shop: Shop, down: Server) -> None:
     """Training does not notice; everything arrives when it is up."""
     process = shop.start(training(100), down, ENCORE_FINISH_SECONDS="0")
-    out, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert "goes on by itself" in err
     down.start()
@@ -84,7 +88,7 @@ def test_the_server_may_vanish_midway(shop: Shop, server: Server) -> None:
     server.close()
     time.sleep(0.5)
     server.start()
-    out, err = process.communicate(timeout=90)
+    _, err = process.communicate(timeout=90)
     assert process.returncode == 0, err
     assert until(lambda: whole(server, 300)), err
     assert contiguous(server)
@@ -208,7 +212,9 @@ def test_a_record_the_server_refuses_for_good_is_set_aside_alone(shop: Shop, ser
 
 def test_a_deleted_run_stops_the_sender_and_keeps_the_journal(shop: Shop, server: Server) -> None:
     """410: no more is sent; the journal stays."""
-    server.faults.append(lambda r: (410, {}, {"code": "run_deleted", "message": "it is deleted", "fields": {}}) if r.path.endswith("/batches") else None)
+    server.faults.append(
+        lambda r: (410, {}, {"code": "run_deleted", "message": "it is deleted", "fields": {}}) if r.path.endswith("/batches") else None
+    )
     done = shop.run(training(50), server, ENCORE_FINISH_SECONDS="5")
     assert done.returncode == 0
     assert until(lambda: not shop.senders())
@@ -247,17 +253,26 @@ def test_sync_says_what_is_wrong_and_fails(shop: Shop, down: Server) -> None:
 
 
 def test_sync_watch_sends_another_ones_journal_until_it_is_finished(shop: Shop, server: Server) -> None:
-    """ENCORE_SENDER=external: the program starts no sender and waits for nothing; `sync --watch --capture --until-finished` brings it over."""
+    """ENCORE_SENDER=external: no sender, no wait; `sync --watch --capture --until-finished` brings it over."""
     import subprocess
     import sys
 
     job = shop.folder / "job"
-    command = [sys.executable, "-c", "import sys; from sdk._cli import main; sys.exit(main())", "sync", "--watch", str(job), "--capture", "--until-finished"]
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from sdk._cli import main; sys.exit(main())",
+        "sync",
+        "--watch",
+        str(job),
+        "--capture",
+        "--until-finished",
+    ]
     watcher = subprocess.Popen(command, env=shop.environment(server), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         done = shop.run(training(100, 0.01), None, ENCORE_SENDER="external", ENCORE_JOURNAL=str(job), ENCORE_RUN_ID="a" * 26)
         assert done.returncode == 0, done.stderr
-        out, err = watcher.communicate(timeout=90)
+        _, err = watcher.communicate(timeout=90)
     finally:
         watcher.kill()
     assert watcher.returncode == 0, err
@@ -267,7 +282,7 @@ def test_sync_watch_sends_another_ones_journal_until_it_is_finished(shop: Shop, 
     assert not (job / ("a" * 26) / "sender.log").exists()
 
 
-def test_what_a_death_left_behind_goes_with_the_next_run(shop: Shop, server: Server, down: Server) -> None:
+def test_what_a_death_left_behind_goes_with_the_next_run(shop: Shop, server: Server) -> None:
     """Trainer and sender killed while the server is down: the next run's sender delivers the first one's journal too."""
     process = shop.start(training(2000, 0.01), server)
     assert until(lambda: shop.senders() and server.points("loss"))

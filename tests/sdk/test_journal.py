@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from helpers import ROOT, until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -22,8 +23,6 @@ from sdk._journal import Writer
 from sdk._reader import Reader
 from sdk._records import MAX_KEY_LISTS, RECORD_BYTES, SEGMENT_BYTES
 from sdk.errors import FormatError, ValueRefused
-
-from helpers import ROOT, until
 
 
 def writer(folder: Path, strict: bool = False) -> Writer:
@@ -50,7 +49,10 @@ def same(one, other) -> bool:
 
 numbers = st.one_of(st.floats(), st.integers(-(2**63), 2**63 - 1), st.booleans())
 calls = st.lists(
-    st.tuples(st.dictionaries(st.text(min_size=1, max_size=8), numbers, min_size=1, max_size=6), st.one_of(st.none(), st.integers(-(2**62), 2**62))),
+    st.tuples(
+        st.dictionaries(st.text(min_size=1, max_size=8), numbers, min_size=1, max_size=6),
+        st.one_of(st.none(), st.integers(-(2**62), 2**62)),
+    ),
     min_size=1,
     max_size=30,
 )
@@ -108,8 +110,18 @@ def test_numpy_and_torch_scalars_are_points(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     log = writer(tmp_path)
     for _ in range(2):  # the second call takes the fast path where there is one
-        log.log({"f64": numpy.float64(0.1), "f32": numpy.float32(0.1), "i": numpy.int64(2**62), "u": numpy.uint8(7), "b": numpy.bool_(True)})
-        log.log({"zero": numpy.array(1.5), "one": numpy.array([2]), "t": torch.tensor(2.5), "ti": torch.tensor(3), "tg": torch.tensor(1.0, requires_grad=True)})
+        log.log(
+            {"f64": numpy.float64(0.1), "f32": numpy.float32(0.1), "i": numpy.int64(2**62), "u": numpy.uint8(7), "b": numpy.bool_(True)}
+        )
+        log.log(
+            {
+                "zero": numpy.array(1.5),
+                "one": numpy.array([2]),
+                "t": torch.tensor(2.5),
+                "ti": torch.tensor(3),
+                "tg": torch.tensor(1.0, requires_grad=True),
+            }
+        )
         log.log({"big": numpy.uint64(2**63 + 5)}, step=numpy.int32(4))
     found = {(key, type(value)): value for _, key, value in points(log.folder)}
     assert found[("f64", float)] == 0.1
@@ -117,7 +129,13 @@ def test_numpy_and_torch_scalars_are_points(tmp_path: Path) -> None:
     assert found[("i", int)] == 2**62
     assert found[("u", int)] == 7
     assert found[("b", int)] == 1
-    assert (found[("zero", float)], found[("one", int)], found[("t", float)], found[("ti", int)], found[("tg", float)]) == (1.5, 2, 2.5, 3, 1.0)
+    assert (found[("zero", float)], found[("one", int)], found[("t", float)], found[("ti", int)], found[("tg", float)]) == (
+        1.5,
+        2,
+        2.5,
+        3,
+        1.0,
+    )
     assert found[("big", float)] == float(2**63 + 5)
     assert log.dropped == {}
 
@@ -369,7 +387,9 @@ def test_kill_9_right_after_log_loses_nothing(tmp_path: Path) -> None:
         "print(w.folder, flush=True); w.log({'last': 1.0}); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     for number in range(20):
-        done = subprocess.run([sys.executable, "-c", program, str(ROOT), str(tmp_path), str(number * 37)], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(ROOT), str(tmp_path), str(number * 37)], capture_output=True, text=True, timeout=60
+        )
         assert done.returncode == -signal.SIGKILL, done.stderr
         assert len(points(Path(done.stdout.strip()), settled=True)) == number * 37 + 1
 

@@ -76,8 +76,11 @@ def reduce_ranks(parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]], how: st
         elif how in ("min", "max"):
             found = (np.minimum if how == "min" else np.maximum).reduceat(values, starts)
         else:
-            found = np.add.reduceat(values, starts)
-            found = found / counts if how == "mean" else found
+            # By rows of equal length and not by reduceat, whose order of addition is another than numpy's own.
+            found = np.empty(len(starts))
+            for count in np.unique(counts):
+                mine = np.flatnonzero(counts == count)
+                found[mine] = getattr(values[starts[mine][:, None] + np.arange(count)], how)(axis=1)
     return steps[starts], np.maximum.reduceat(times, starts), found
 
 

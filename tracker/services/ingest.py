@@ -201,12 +201,8 @@ def _store_one(cursor, waiting: _Waiting, positions: dict[str, Position], last_s
     waiting.next = position.next
     if is_new:
         waiting.position = positions[writer_id] = position
-        if batch.points:
-            last_steps[writer_id] = max(_last_step(batch), last_steps.get(writer_id, _last_step(batch)))
-
-
-def _last_step(batch: wire.Batch) -> int:
-    return batch.step_range()[1] or 0
+        if batch.hi_step is not None:
+            last_steps[writer_id] = max(batch.hi_step, last_steps.get(writer_id, batch.hi_step))
 
 
 @contextlib.contextmanager

@@ -108,7 +108,7 @@ class MetricStore:
                 'INSERT INTO tracker_metricsegment (run_id, writer_id, "first", "last", points, lo_step, hi_step, keylists, encoding, '
                 "body, received_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
                 [
-                    batch.run, batch.writer, batch.first, batch.last, points, *batch.step_range(), batch.keylists(), encoding,
+                    batch.run, batch.writer, batch.first, batch.last, points, batch.lo_step, batch.hi_step, batch.keylists(), encoding,
                     body, now,
                 ],
             )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 
 from django.db import connection, transaction
@@ -17,16 +18,34 @@ def on_postgres() -> bool:
 @contextlib.contextmanager
 def cursor() -> Iterator:
     """A cursor with ``%s`` parameters whose bytes travel as bytes; errors are Django's. Inside a transaction it belongs to it."""
+    connection.ensure_connection()
     if not on_postgres():
-        with connection.cursor() as found:
+        with connection.wrap_database_errors, contextlib.closing(connection.connection.cursor(_sqlite_cursor())) as found:
             yield found
         return
     import psycopg
 
     # Django's own binds on the client, where a body becomes twice as many hex digits.
-    connection.ensure_connection()
     with connection.wrap_database_errors, psycopg.Cursor(connection.connection) as found:
         yield found
+
+
+@functools.cache
+def _sqlite_cursor() -> type:
+    from django.db.backends.sqlite3.base import Database
+
+    class Cursor(Database.Cursor):
+        """``%s`` becomes ``?`` once for each statement, not at each use."""
+
+        def execute(self, sql: str, args=()):
+            return super().execute(_question_marks(sql), args)
+
+    return Cursor
+
+
+@functools.lru_cache(500)
+def _question_marks(sql: str) -> str:
+    return sql.replace("%s", "?")
 
 
 @contextlib.contextmanager

@@ -75,16 +75,9 @@ class Batch:
     frames: list[Dense | Sparse] = field(default_factory=list)
     docs: list[dict[str, Any]] = field(default_factory=list)
     holes: list[tuple[int, int]] = field(default_factory=list)
-
-    @property
-    def points(self) -> int:
-        return sum(frame.points for frame in self.frames)
-
-    def step_range(self) -> tuple[int, int] | tuple[None, None]:
-        steps = [frame.steps for frame in self.frames if len(frame.steps)]
-        if not steps:
-            return None, None
-        return min(int(s.min()) for s in steps), max(int(s.max()) for s in steps)
+    points: int = 0
+    lo_step: int | None = None
+    hi_step: int | None = None
 
     def keylists(self) -> str:
         """The hashes of its dense frames' key lists, space separated; ``*`` for a sparse frame (MetricSegment.keylists)."""
@@ -108,6 +101,10 @@ def decode(body: bytes, lookup: Lookup = lambda _: None) -> Batch:
     for number, frame in enumerate(header["frames"]):
         batch.frames.append(_frame(reader, frame, first, last, lookup, f"frame {number}"))
     reader.finish()
+    batch.points = sum(frame.points for frame in batch.frames)
+    steps = [frame.steps for frame in batch.frames if len(frame.steps)]
+    if steps:
+        batch.lo_step, batch.hi_step = min(int(s.min()) for s in steps), max(int(s.max()) for s in steps)
     batch.docs = _docs(header.get("docs", []), first, last)
     batch.holes = _holes(header.get("holes", []), first, last)
     return batch
@@ -146,6 +143,9 @@ def _header(body: bytes) -> tuple[dict[str, Any], int]:
     return header, HEAD.size + size
 
 
+_SIZES = {"u1": 1, "<u4": 4, "<i8": 8}
+
+
 class _Columns:
     """Takes one column after the other from the body, each padded with zeros to 8 bytes."""
 
@@ -154,7 +154,7 @@ class _Columns:
         self.at = at
 
     def take(self, dtype: str, count: int, where: str) -> np.ndarray:
-        bytes_ = count * np.dtype(dtype).itemsize
+        bytes_ = count * _SIZES[dtype]
         end = self.at + bytes_
         padded = end + -bytes_ % 8
         if padded > len(self.body):
@@ -198,7 +198,7 @@ def _dense(reader: _Columns, frame: dict, rows: int, first: int, last: int, look
     else:
         types, keys = known
     records = _records(reader.take("<u4", rows, where), first, last, where)
-    if rows > 1 and not (np.diff(records) > 0).all():
+    if rows > 1 and not (records[1:] > records[:-1]).all():
         raise _bad(f"{where}: record numbers do not rise")
     steps, times = reader.take("<i8", rows, where), reader.take("<i8", rows, where)
     matrix = reader.take("<i8", rows * len(keys), where).reshape(len(keys), rows)
@@ -233,7 +233,7 @@ def _keys(keys: Any, where: str) -> tuple[str, ...]:
 def _sparse(reader: _Columns, frame: dict, rows: int, first: int, last: int, where: str) -> Sparse:
     keys = _keys(frame.get("keys"), where) if rows else ()
     records = _records(reader.take("<u4", rows, where), first, last, where)
-    if rows > 1 and not (np.diff(records) >= 0).all():
+    if rows > 1 and not (records[1:] >= records[:-1]).all():
         raise _bad(f"{where}: record numbers fall")
     index = reader.take("<u4", rows, where)
     types = reader.take("u1", rows, where)
