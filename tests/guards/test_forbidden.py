@@ -18,6 +18,10 @@ HTML_ALLOWED = {
 }
 
 
+# `encore run -- python -c "…"` runs the program that the user typed; that is its work.
+RUNS_THE_USERS_PROGRAM = {"sdk/_bootstrap.py": {"exec"}}
+
+
 def tracked(*patterns: str) -> list[Path]:
     names = subprocess.run(["git", "ls-files", "-z", "--", *patterns], cwd=ROOT, capture_output=True, check=True).stdout.decode()
     return [ROOT / name for name in names.split("\0") if name and (ROOT / name).is_file()]
@@ -53,6 +57,8 @@ def test_nothing_is_unpickled_or_evaluated(path: Path):
             ]
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
+            if called in RUNS_THE_USERS_PROGRAM.get(str(path.relative_to(ROOT)), set()):
+                continue
             if called in {"eval", "exec", "yaml.load", "torch.load", "joblib.load", "numpy.load", "np.load"}:
                 found.append(f"line {node.lineno}: {called}()")
             if called in {"mark_safe", "SafeString"} and not (node.args and isinstance(node.args[0], ast.Constant)):

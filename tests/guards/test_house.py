@@ -32,7 +32,10 @@ def test_every_environment_variable_is_documented():
 
 
 def test_every_documented_variable_exists():
-    code = "".join(p.read_text() for f in ("sdk", "tracker", "runner", "examples", "make", "tests") for p in (ROOT / f).rglob("*.py"))
+    code = (
+        "".join(p.read_text() for f in ("sdk", "tracker", "runner", "examples", "make", "tests") for p in (ROOT / f).rglob("*.py"))
+        + (ROOT / "Makefile").read_text()
+    )
     named = set(re.findall(r"`(ENCORE_[A-Z0-9_]+)`", (ROOT / "docs" / "operations.md").read_text()))
     assert not sorted(name for name in named if name not in code)
 
