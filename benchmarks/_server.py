@@ -109,7 +109,20 @@ def server(maintenance: float | None = 1.0, threads: int = 8) -> Iterator[Server
     found = Server(f"http://127.0.0.1:{port}", port, "", home, environment)
     try:
         found.token = found.python(_PREPARE)
-        granian = [sys.executable, "-m", "granian", "--interface", "wsgi", "--host", "127.0.0.1", "--port", str(port), "--http", "1", "--no-ws"]
+        granian = [
+            sys.executable,
+            "-m",
+            "granian",
+            "--interface",
+            "wsgi",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--http",
+            "1",
+            "--no-ws",
+        ]
         found.processes.append(_start([*granian, "--workers", "1", "--blocking-threads", str(threads), "tracker.wsgi:application"], found))
         until = time.monotonic() + 90
         while True:
@@ -147,5 +160,7 @@ def report(rows: list[dict], as_json: bool) -> int:
         if as_json:
             print(json.dumps(row), flush=True)
         else:
-            print(f"{'kept  ' if row['ok'] else 'MISSED'} {row['what']}: {row['value']} {row['unit']} (budget {row['budget']}) {row['beside']}")
+            print(
+                f"{'kept  ' if row['ok'] else 'MISSED'} {row['what']}: {row['value']} {row['unit']} (budget {row['budget']}) {row['beside']}"
+            )
     return int(not all(row["ok"] for row in rows))

@@ -133,9 +133,7 @@ def wait_until_compacted(found: Server) -> None:
     import sqlite3
 
     with sqlite3.connect(found.home / "encore.sqlite3", timeout=60) as connection:
-        while connection.execute(
-            "SELECT COUNT(*) FROM tracker_writer WHERE hot_bytes >= 65536 OR summarised < next"
-        ).fetchone()[0]:
+        while connection.execute("SELECT COUNT(*) FROM tracker_writer WHERE hot_bytes >= 65536 OR summarised < next").fetchone()[0]:
             time.sleep(0.05)
 
 
@@ -143,13 +141,27 @@ def rows_of(found: dict, rate_budget: float, cpu_budget: float | None, unit: str
     amount = found["batches"] if unit == "batches/s" else found["points"]
     rate = amount / found["seconds"]
     cpu = (found["server_cpu"] + found["client_cpu"]) / found["points"] * 1e6
-    beside = f"acknowledged {amount / found['posted']:,.0f} {unit}; CPU server {found['server_cpu']:.1f} s, client {found['client_cpu']:.1f} s"
-    rows = [{"what": f"ingest {found['what']}", "value": round(rate), "unit": unit, "budget": rate_budget, "ok": rate >= rate_budget, "beside": beside}]
+    beside = (
+        f"acknowledged {amount / found['posted']:,.0f} {unit}; CPU server {found['server_cpu']:.1f} s, client {found['client_cpu']:.1f} s"
+    )
+    rows = [
+        {
+            "what": f"ingest {found['what']}",
+            "value": round(rate),
+            "unit": unit,
+            "budget": rate_budget,
+            "ok": rate >= rate_budget,
+            "beside": beside,
+        }
+    ]
     if cpu_budget is not None:
         rows.append(
             {
-                "what": f"ingest {found['what']}, CPU of all processes", "value": round(cpu, 3), "unit": "s per M points",
-                "budget": cpu_budget, "ok": cpu <= cpu_budget,
+                "what": f"ingest {found['what']}, CPU of all processes",
+                "value": round(cpu, 3),
+                "unit": "s per M points",
+                "budget": cpu_budget,
+                "ok": cpu <= cpu_budget,
             }  # fmt: skip
         )
     return rows

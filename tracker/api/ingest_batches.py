@@ -25,6 +25,7 @@ from tracker.store.inflate import SENT_BYTES
 SCOPES = frozenset({auth.API, auth.JOB})
 REMEMBER_SECONDS = 3
 """For so long a token is not looked up again; so much later its withdrawal takes hold here."""
+DRAINED_BYTES = 64 * 2**20
 _PATH = re.compile(r"/api/v1/ingest/writers/([^/]+)/batches")
 _REASONS = {200: "OK", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found", 409: "Conflict", 410: "Gone", 413: "Content Too Large"}
 _known: dict[bytes, tuple[float, User, Token]] = {}
@@ -78,6 +79,8 @@ def _answer(method: str, writer_id: str, environ, stream: BinaryIO) -> tuple[int
 
 
 def _take(method: str, writer_id: str, environ, stream: BinaryIO) -> dict:
+    # Before anything else: a client that is still sending would see a broken connection, not the answer.
+    body = _read(stream, environ.get("CONTENT_LENGTH") or "")
     user, token = _authenticate(environ.get("HTTP_AUTHORIZATION", ""))
     auth.require_scope(token, SCOPES)
     if method != "POST":
@@ -86,14 +89,22 @@ def _take(method: str, writer_id: str, environ, stream: BinaryIO) -> dict:
         raise error
     if not is_id(writer_id):
         raise WriterUnknown
-    length = environ.get("CONTENT_LENGTH") or ""
-    if not length.isdigit():
-        raise Invalid("A batch needs a Content-Length.")
-    if int(length) > SENT_BYTES:
+    if body is None:
         raise TooLarge(f"A batch is at most {SENT_BYTES // 2**20} MiB as sent: cut it into smaller ranges.")
-    body = stream.read(int(length))
     encoding = environ.get("HTTP_CONTENT_ENCODING", "").strip().lower()
     return ingest.append_batch(writer_id=writer_id, user=user, token=token, body=body, encoding=encoding)
+
+
+def _read(stream: BinaryIO, length: str) -> bytes | None:
+    """The body; None if it is too long, then it is read to its end (within bounds) and dropped."""
+    if not length.isdigit():
+        raise Invalid("A batch needs a Content-Length.")
+    if int(length) <= SENT_BYTES:
+        return stream.read(int(length))
+    left = min(int(length), DRAINED_BYTES)
+    while left > 0 and (part := stream.read(min(left, 2**20))):
+        left -= len(part)
+    return None
 
 
 def _authenticate(header: str) -> tuple[User, Token]:

@@ -67,7 +67,9 @@ def _candidates() -> list[tuple[str, str]]:
 def _compact_writer(run_id: str, writer_id: str, *, force: bool) -> int:
     """One block of the writer's oldest hot segments, if it is due: 1, else 0."""
     store = metric_store()
-    writer = Writer.objects.filter(id=writer_id, run_id=run_id).only("upto", "hot_bytes", "hot_segments", "finish", "summarised", "next").first()
+    writer = (
+        Writer.objects.filter(id=writer_id, run_id=run_id).only("upto", "hot_bytes", "hot_segments", "finish", "summarised", "next").first()
+    )
     if writer is None or not writer.hot_segments:
         return 0
     with rows.cursor() as cursor:
@@ -112,7 +114,7 @@ def _is_due(run_id: str, writer: Writer, heads: list[SegmentHead]) -> bool:
         return True
     with rows.cursor() as cursor:
         cursor.execute(
-            "SELECT 1 FROM tracker_metricsegment WHERE run_id = %s AND writer_id = %s AND \"first\" = %s AND received_at < %s",
+            'SELECT 1 FROM tracker_metricsegment WHERE run_id = %s AND writer_id = %s AND "first" = %s AND received_at < %s',
             [run_id, writer.id, heads[0].first, _ago(WIDE_SECONDS if is_wide else SECONDS)],
         )
         return cursor.fetchone() is not None

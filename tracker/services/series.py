@@ -88,7 +88,12 @@ def _number(query: dict, name: str) -> float | None:
     found = query.get(name)
     if found is None:
         return None
-    if not isinstance(found, int | float) or isinstance(found, bool) or abs(found) > 2**63 or (isinstance(found, float) and math.isnan(found)):
+    if (
+        not isinstance(found, int | float)
+        or isinstance(found, bool)
+        or abs(found) > 2**63
+        or (isinstance(found, float) and math.isnan(found))
+    ):
         raise Invalid(f"{name} is a number within 64 bits.", **{name: "malformed"})
     return found
 
@@ -144,7 +149,9 @@ def _from_step(column: Column, lo: int) -> Column | None:
         return column
     attempt = column.attempt[keep]
     counts = [(int(a), int((attempt == a).sum())) for a in dict.fromkeys(attempt.tolist())]
-    cut = Column(column.run, column.key, column.rank, column.records[keep], column.steps[keep], column.times[keep], column.values[keep], counts)
+    cut = Column(
+        column.run, column.key, column.rank, column.records[keep], column.steps[keep], column.times[keep], column.values[keep], counts
+    )
     return cut if len(keep) else None
 
 

@@ -126,7 +126,7 @@ class MetricStore:
 
     def segment_heads(self, cursor, run: str, writer: str | None = None, since: int = 0) -> list[SegmentHead]:
         """The hot segments of a run (or one writer's) whose last record is ``since`` or later, without their bodies, in order."""
-        where, args = "run_id = %s AND \"last\" >= %s", [run, since]
+        where, args = 'run_id = %s AND "last" >= %s', [run, since]
         if writer is not None:
             where, args = where + " AND writer_id = %s", [*args, writer]
         cursor.execute(
@@ -139,7 +139,7 @@ class MetricStore:
     def batches(self, cursor, run: str, writer: str, first: int, last: int) -> list[wire.Batch]:
         """The segments first … last (both are numbers of first records), decoded."""
         cursor.execute(
-            "SELECT encoding, body FROM tracker_metricsegment WHERE run_id = %s AND writer_id = %s AND \"first\" BETWEEN %s AND %s "
+            'SELECT encoding, body FROM tracker_metricsegment WHERE run_id = %s AND writer_id = %s AND "first" BETWEEN %s AND %s '
             'ORDER BY "first"',
             [run, writer, first, last],
         )
@@ -168,7 +168,9 @@ class MetricStore:
             [run, writer, first, last],
         )
         if cursor.rowcount != len(heads):
-            raise RuntimeError(f"compaction of writer {writer} found {cursor.rowcount} segments to move, not {len(heads)}; nothing was moved")
+            raise RuntimeError(
+                f"compaction of writer {writer} found {cursor.rowcount} segments to move, not {len(heads)}; nothing was moved"
+            )
         return True
 
     def discard(self, object_key: str, delete_after) -> None:

@@ -361,7 +361,11 @@ class _Source:
 
     def _cut(self, piece: Piece, first: int) -> Piece:
         steps = piece.steps
-        if piece.records[0] >= first and (self.lo_step == LO or steps.min() >= self.lo_step) and (self.hi_step == HI or steps.max() <= self.hi_step):
+        if (
+            piece.records[0] >= first
+            and (self.lo_step == LO or steps.min() >= self.lo_step)
+            and (self.hi_step == HI or steps.max() <= self.hi_step)
+        ):
             return piece
         keep = np.flatnonzero((piece.records >= first) & (steps >= self.lo_step) & (steps <= self.hi_step))
         return Piece(piece.records[keep], steps[keep], piece.times[keep], piece.values[keep])

@@ -67,4 +67,3 @@ def room(db):
 @pytest.fixture
 def store_root():
     return SimpleNamespace(path=settings.ENCORE_STORE, store=blob_store())
-

@@ -61,15 +61,30 @@ def test_an_object_can_be_replaced_listed_and_deleted(backend):
 
 
 def test_a_missing_object_is_named(backend):
-    for read in (lambda: backend.open("no/such"), lambda: backend.read("no/such"), lambda: backend.size("no/such"), lambda: backend.ranges("no/such", [(0, 3)])):
+    for read in (
+        lambda: backend.open("no/such"),
+        lambda: backend.read("no/such"),
+        lambda: backend.size("no/such"),
+        lambda: backend.ranges("no/such", [(0, 3)]),
+    ):
         with pytest.raises(MissingObject):
             read()
 
 
-@pytest.mark.parametrize("key", ["", "/etc/passwd", "../up", "a/../b", "a//b", "a/", ".hidden", "a/.aside/x", "a\0b", "a\nb", "a b", "ü", "x" * 201, "a\\b", None])
+@pytest.mark.parametrize(
+    "key",
+    ["", "/etc/passwd", "../up", "a/../b", "a//b", "a/", ".hidden", "a/.aside/x", "a\0b", "a\nb", "a b", "ü", "x" * 201, "a\\b", None],
+)
 def test_a_hostile_key_is_refused_by_every_method(backend, key):
     """No key can leave the store or mean another object elsewhere."""
-    for use in (lambda: backend.put(key, b""), lambda: backend.open(key), lambda: backend.read(key), lambda: backend.delete(key), lambda: backend.exists(key), lambda: backend.presign_get(key, 60)):
+    for use in (
+        lambda: backend.put(key, b""),
+        lambda: backend.open(key),
+        lambda: backend.read(key),
+        lambda: backend.delete(key),
+        lambda: backend.exists(key),
+        lambda: backend.presign_get(key, 60),
+    ):
         with pytest.raises(BadKey):
             use()
 

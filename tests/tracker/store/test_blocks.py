@@ -55,12 +55,19 @@ def test_a_block_holds_its_batches_to_the_bit(dense_rows, sparse_rows):
         if part:
             bodies.append(write.batch(RUN, WRITER, first, first + len(part) - 1, [write.dense(first, ["loss", "epoch"], "dq", part)]))
             first += len(part)
-    loose = [(first + n, key, kind, step, 7, step if kind == "q" else struct.unpack("<d", struct.pack("<q", value))[0]) for n, (key, kind, step, value) in enumerate(sparse_rows)]
+    loose = [
+        (first + n, key, kind, step, 7, step if kind == "q" else struct.unpack("<d", struct.pack("<q", value))[0])
+        for n, (key, kind, step, value) in enumerate(sparse_rows)
+    ]
     if loose:
         bodies.append(write.batch(RUN, WRITER, first, first + len(loose) - 1, [write.sparse(first, loose)]))
     frames = [frame for body in bodies for frame in wire.decode(body).frames]
     block = blocks.encode(WRITER, 0, first + len(loose) - 1, frames)
-    expected = {(n, key, "fi"[kind == "q"], s, t, struct.unpack("<q", struct.pack("<" + kind, v))[0]) for n, s, t, vs in rows for key, kind, v in zip(("loss", "epoch"), "dq", vs, strict=True)}
+    expected = {
+        (n, key, "fi"[kind == "q"], s, t, struct.unpack("<q", struct.pack("<" + kind, v))[0])
+        for n, s, t, vs in rows
+        for key, kind, v in zip(("loss", "epoch"), "dq", vs, strict=True)
+    }
     expected |= {(n, key, "fi"[kind == "q"], s, t, struct.unpack("<q", struct.pack("<" + kind, v))[0]) for n, key, kind, s, t, v in loose}
     assert points_of(block.data) == expected
     assert block.points == len(expected)
@@ -89,7 +96,10 @@ def test_a_damaged_block_says_so(at, flip):
 
 
 def golden_frames() -> list:
-    rows = [(n, n * 10, 1_700_000_000_000_000 + n, [[2.5, -0.0, float("nan"), float("inf"), 1e-3][n % 5], [2**53 + 1, -(2**63), n][n % 3]]) for n in range(100)]
+    rows = [
+        (n, n * 10, 1_700_000_000_000_000 + n, [[2.5, -0.0, float("nan"), float("inf"), 1e-3][n % 5], [2**53 + 1, -(2**63), n][n % 3]])
+        for n in range(100)
+    ]
     loose = [(100 + n, f"sparse/{n % 3}", "dq"[n % 2], -n, 5, float(n) if n % 2 == 0 else n) for n in range(20)]
     body = write.batch("a" * 26, "b" * 25 + "a", 0, 119, [write.dense(0, ["train/loss", "größe"], "dq", rows), write.sparse(0, loose)])
     return wire.decode(body).frames

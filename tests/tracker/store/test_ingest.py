@@ -51,7 +51,9 @@ def test_a_batch_for_another_writer_or_run_is_refused(room):
 def test_an_unknown_writer_is_told_to_open(room):
     stranger = new_id()
     with pytest.raises(WriterUnknown):
-        ingest.append_batch(writer_id=stranger, user=room.user, token=room.token, body=wire.simple(new_id(), stranger, 0, [1.0]), encoding="")
+        ingest.append_batch(
+            writer_id=stranger, user=room.user, token=room.token, body=wire.simple(new_id(), stranger, 0, [1.0]), encoding=""
+        )
 
 
 def test_a_deleted_run_takes_nothing(room):

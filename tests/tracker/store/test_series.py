@@ -214,7 +214,12 @@ def test_nothing_new_costs_one_look(room, django_assert_max_num_queries):
 
 def test_globs_name_keys(room):
     writer = room.writer()
-    room.post(writer, write.batch(writer.run_id, writer.id, 0, 0, [write.dense(0, ["train/loss", "val/loss", "lr"], "ddd", [(0, 0, 0, [1.0, 2.0, 3.0])])]))
+    room.post(
+        writer,
+        write.batch(
+            writer.run_id, writer.id, 0, 0, [write.dense(0, ["train/loss", "val/loss", "lr"], "ddd", [(0, 0, 0, [1.0, 2.0, 3.0])])]
+        ),
+    )
     summaries.summarise_due()
     assert [entry["key"] for entry in ask(room, [writer.run], ["*/loss"])["series"]] == ["train/loss", "val/loss"]
 

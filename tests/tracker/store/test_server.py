@@ -21,7 +21,7 @@ from tests.tracker.store import wire_writer as write
 from tracker.domain.ids import new_id
 
 ROOT = Path(__file__).parents[3]
-KILLS = int(os.environ.get("ENCORE_TEST_KILLS", "25"))
+KILLS = int(os.environ.get("ENCORE_TEST_KILLS", "4"))
 
 
 class Server:
@@ -44,13 +44,35 @@ class Server:
         self.start()
 
     def python(self, code: str, *arguments: str) -> str:
-        done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, check=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, check=True, text=True
+        )
         return done.stdout.strip()
 
     def start(self) -> None:
-        argv = [sys.executable, "-m", "granian", "--interface", "wsgi", "--host", "127.0.0.1", "--port", str(self.port), "--no-ws", "--workers", "1"]
+        argv = [
+            sys.executable,
+            "-m",
+            "granian",
+            "--interface",
+            "wsgi",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--no-ws",
+            "--workers",
+            "1",
+        ]
         with (self.home / "log").open("ab") as log:
-            self.process = subprocess.Popen([*argv, "--blocking-threads", "8", "tracker.wsgi:application"], cwd=ROOT, env=self.environment, stdout=log, stderr=log, start_new_session=True)
+            self.process = subprocess.Popen(
+                [*argv, "--blocking-threads", "8", "tracker.wsgi:application"],
+                cwd=ROOT,
+                env=self.environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
         until = time.monotonic() + 120
         while True:
             with suppress(OSError, http.client.HTTPException):
@@ -66,7 +88,9 @@ class Server:
     def request(self, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, dict]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
-            connection.request(method, f"/api/v1/{path}", body, {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json", **headers})
+            connection.request(
+                method, f"/api/v1/{path}", body, {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json", **headers}
+            )
             answer = connection.getresponse()
             return answer.status, json.loads(answer.read() or b"null")
         finally:
@@ -74,7 +98,19 @@ class Server:
 
     def open_writer(self) -> tuple[str, str]:
         run, writer = new_id(), new_id()
-        doc = {"format": 1, "writer": writer, "kind": "trainer", "run": {"id": run, "project": "kill", "name": "k"}, "rank": 0, "world_size": 1, "host": "h", "pid": 1, "started_us": 1, "anchor_wall_us": 1, "launch": {"kind": "python"}}
+        doc = {
+            "format": 1,
+            "writer": writer,
+            "kind": "trainer",
+            "run": {"id": run, "project": "kill", "name": "k"},
+            "rank": 0,
+            "world_size": 1,
+            "host": "h",
+            "pid": 1,
+            "started_us": 1,
+            "anchor_wall_us": 1,
+            "launch": {"kind": "python"},
+        }
         assert self.request("POST", "ingest/writers", json.dumps(doc).encode())[0] == 200
         return run, writer
 
@@ -119,7 +155,10 @@ def test_wrong_requests_get_the_one_error_shape(server):
     assert server.request("POST", path, body, **{"Content-Encoding": "br"})[1]["code"] == "encoding"
     bomb = write.deflate(bytes(65 * 2**20))
     assert server.request("POST", path, bomb, **{"Content-Encoding": "deflate"})[0] == 413
-    assert server.request("POST", path, write.deflate(body), **{"Content-Encoding": "deflate"}) == (200, {"next": 1, "stop": False, "state": "running"})
+    assert server.request("POST", path, write.deflate(body), **{"Content-Encoding": "deflate"}) == (
+        200,
+        {"next": 1, "stop": False, "state": "running"},
+    )
 
 
 def test_nothing_is_lost_or_doubled_when_the_server_is_killed(server):

@@ -33,7 +33,14 @@ def batches(draw):
     count = draw(st.integers(1, 12))
     records = [first + i for i in range(count)]
     expected, frames = {}, []
-    names = draw(st.lists(st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), min_size=1, max_size=12), min_size=1, max_size=4, unique=True))
+    names = draw(
+        st.lists(
+            st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), min_size=1, max_size=12),
+            min_size=1,
+            max_size=4,
+            unique=True,
+        )
+    )
     value = {"d": st.floats(allow_nan=True, width=64) | st.sampled_from(ODD), "q": I64}
     types = draw(st.text("dq", min_size=len(names), max_size=len(names)))
     chosen = sorted(draw(st.sets(st.sampled_from(records))))
@@ -65,7 +72,9 @@ def test_what_is_encoded_is_decoded_to_the_bit(made):
     assert found == expected
     got = [
         (n, sparse.keys[i], "dq"[t], s, tm, b)
-        for n, i, t, s, tm, b in zip(*(x.tolist() for x in (sparse.records, sparse.index, sparse.types, sparse.steps, sparse.times, sparse.bits)), strict=True)
+        for n, i, t, s, tm, b in zip(
+            *(x.tolist() for x in (sparse.records, sparse.index, sparse.types, sparse.steps, sparse.times, sparse.bits)), strict=True
+        )
     ]
     assert got == [(n, key, kind, step, time, bits(kind, value)) for n, key, kind, step, time, value in sparse_rows]
 

@@ -66,7 +66,9 @@ def batch(run: str, writer: str, first: int, last: int, frames=(), docs=(), hole
     return pack(header, b"".join(columns for _, columns in frames))
 
 
-def simple(run: str, writer: str, first: int, values, key: str = "loss", known: bool = False, step: int | None = None, kind: str = "d") -> bytes:
+def simple(
+    run: str, writer: str, first: int, values, key: str = "loss", known: bool = False, step: int | None = None, kind: str = "d"
+) -> bytes:
     """A batch of one key, one record a value; its step is the record's number, or counts from ``step``."""
     base = first if step is None else step
     rows = [(first + i, base + i, 1_700_000_000_000_000 + (first + i) * 1000, [value]) for i, value in enumerate(values)]
