@@ -161,6 +161,7 @@ def report(rows: list[dict], as_json: bool) -> int:
             print(json.dumps(row), flush=True)
         else:
             print(
-                f"{'kept  ' if row['ok'] else 'MISSED'} {row['what']}: {row['value']} {row['unit']} (budget {row['budget']}) {row['beside']}"
+                f"{'kept  ' if row['ok'] else 'MISSED'} {row['what']}: {row['value']} {row['unit']}"
+                f" (budget {row['budget']}) {row['beside']}"
             )
     return int(not all(row["ok"] for row in rows))

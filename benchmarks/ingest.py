@@ -21,9 +21,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks._server import Server, report, server  # noqa: E402
-from sdk._ids import new_id  # noqa: E402
-from sdk._wire import key_list_hash, pack  # noqa: E402
+from benchmarks._server import Server, report, server
+from sdk._ids import new_id
+from sdk._wire import key_list_hash, pack
 
 
 class Load:
@@ -162,7 +162,7 @@ def rows_of(found: dict, rate_budget: float, cpu_budget: float | None, unit: str
                 "unit": "s per M points",
                 "budget": cpu_budget,
                 "ok": cpu <= cpu_budget,
-            }  # fmt: skip
+            }
         )
     return rows
 

@@ -42,10 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"encore {options.command}: {error}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
-        part = ELSEWHERE.get(options.command)
-        if part is None or (error.name or "").split(".")[0] in ("sdk", "tracker", "runner"):
+        extra = ELSEWHERE.get(options.command)
+        if extra is None or (error.name or "").split(".")[0] in ("sdk", "tracker", "runner"):
             raise
-        print(f"encore {options.command}: {error.name} is missing. Install it with: pip install 'encore-tracker[{part}]'", file=sys.stderr)
+        print(f"encore {options.command}: {error.name} is missing. Install it with: pip install 'encore-tracker[{extra}]'", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
