@@ -10,9 +10,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks._server import Server, report, server  # noqa: E402
-from benchmarks.ingest import Load, wait_until_compacted, wait_until_queryable  # noqa: E402
-from sdk._ids import new_id  # noqa: E402
+from benchmarks._server import Server, report, server
+from benchmarks.ingest import Load, wait_until_compacted, wait_until_queryable
+from sdk._ids import new_id
 
 POINTS = 1_000_000
 BUDGET_MS = 40.0

@@ -21,9 +21,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks._server import Server, report, server  # noqa: E402
-from sdk._ids import new_id  # noqa: E402
-from sdk._wire import key_list_hash, pack  # noqa: E402
+from benchmarks._server import Server, report, server
+from sdk._ids import new_id
+from sdk._wire import key_list_hash, pack
 
 
 class Load:
@@ -162,7 +162,7 @@ def rows_of(found: dict, rate_budget: float, cpu_budget: float | None, unit: str
                 "unit": "s per M points",
                 "budget": cpu_budget,
                 "ok": cpu <= cpu_budget,
-            }  # fmt: skip
+            }
         )
     return rows
 
@@ -174,7 +174,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=8, help="of the server; as `encore up` starts it")
     args = parser.parse_args()
     rows = []
-    with server(maintenance=0.5, threads=args.threads) as found:
+    with server(maintenance=1.0, threads=args.threads) as found:
         measure(found, "warm-up", 1, 3, 5, 20)
         if args.only in (None, "dense"):
             rows += rows_of(measure(found, "20 keys × 1,000", 2, 20, 1000, 512), 2.5e6, 0.8, "points/s")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tracker.domain import keys as meanings
-from tracker.models import MetricSummary, Run, RunValue, Writer
+from tracker.models import MetricSummary, Run, RunValue
 from tracker.store import blocks, rows, wire
 from tracker.store.metrics import metric_store
 

@@ -6,6 +6,7 @@ Charts go through ``services/series.py``; verdicts, histories and exports read h
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -226,7 +227,8 @@ class _Source:
             for start in range(0, len(firsts), 200):
                 some = firsts[start : start + 200]
                 cursor.execute(
-                    f'SELECT "first", encoding, body FROM tracker_metricsegment WHERE run_id = %s AND writer_id = %s AND "first" IN {_among(some)}',
+                    'SELECT "first", encoding, body FROM tracker_metricsegment '  # noqa: S608
+                    f'WHERE run_id = %s AND writer_id = %s AND "first" IN {_among(some)}',
                     [run, writer, *some],
                 )
                 for first, encoding, body in cursor.fetchall():
@@ -345,7 +347,7 @@ class _Source:
         first = 0 if self.since is None else self.since.get(writer, 0)
         pieces = [cut for piece in pieces if len((cut := self._cut(piece, first)).steps)]
         pieces.sort(key=lambda piece: int(piece.records[0]))
-        if all(a.records[-1] < b.records[0] for a, b in zip(pieces, pieces[1:], strict=False)):
+        if all(a.records[-1] < b.records[0] for a, b in itertools.pairwise(pieces)):
             return pieces
         joined = Piece(*(np.concatenate([getattr(p, name) for p in pieces]) for name in ("records", "steps", "times")), None)
         order = np.argsort(joined.records, kind="stable")

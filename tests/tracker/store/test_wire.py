@@ -97,10 +97,10 @@ def test_a_damaged_body_is_refused_by_name(made, data):
     try:
         wire.decode(bytes(body))
     except EncoreError as problem:
-        assert 400 <= problem.status < 500
-        assert problem.message
+        outcome = (problem.status // 100, bool(problem.message))
     else:
-        assert "right" in how
+        outcome = (4, "right" in how)
+    assert outcome == (4, True)
 
 
 HEADER = {"run": RUN, "writer": WRITER, "first": 0, "last": 9, "frames": [], "docs": [], "holes": []}
@@ -110,16 +110,39 @@ KEYS = {"kind": "dense", "keylist": write.keylist(["a"], "d"), "keys": ["a"], "t
 @pytest.mark.parametrize(
     "change",
     [
-        {"run": "x"}, {"writer": None}, {"first": -1}, {"first": 10}, {"last": 2**63}, {"last": 2**40}, {"first": True}, {"frames": {}}, {"frames": [7]},
-        {"frames": [{"kind": "other", "rows": 0}]}, {"frames": [{**KEYS, "rows": -1}]}, {"frames": [{**KEYS, "rows": 2**40}]},
-        {"frames": [{**KEYS, "rows": 1.5}]}, {"frames": [{**KEYS, "keys": ["a\0b"], "keylist": write.keylist(["a\0b"], "d")}]},
-        {"frames": [{**KEYS, "keys": ["x" * 501], "keylist": write.keylist(["x" * 501], "d")}]}, {"frames": [{**KEYS, "keys": [""]}]},
-        {"frames": [{**KEYS, "keys": ["a", "a"], "types": "dd", "keylist": write.keylist(["a", "a"], "dd")}]}, {"frames": [{**KEYS, "keys": [3]}]},
-        {"frames": [{**KEYS, "types": "z"}]}, {"frames": [{**KEYS, "types": "dd"}]}, {"frames": [{**KEYS, "keylist": "0" * 16}]},
-        {"frames": [{**KEYS, "keylist": "../../etc/passwd"}]}, {"frames": [{**KEYS, "rows": 5}]}, {"docs": 3}, {"docs": [3]}, {"docs": [{"n": 10, "step": None, "time": 0, "doc": {}}]},
-        {"docs": [{"n": 1, "step": 2**63, "time": 0, "doc": {}}]}, {"docs": [{"n": 1, "step": None, "time": None, "doc": {}}]}, {"holes": [[5, 3]]}, {"holes": [[0, 10]]}, {"holes": [3]},
+        {"run": "x"},
+        {"writer": None},
+        {"first": -1},
+        {"first": 10},
+        {"last": 2**63},
+        {"last": 2**40},
+        {"first": True},
+        {"frames": {}},
+        {"frames": [7]},
+        {"frames": [{"kind": "other", "rows": 0}]},
+        {"frames": [{**KEYS, "rows": -1}]},
+        {"frames": [{**KEYS, "rows": 2**40}]},
+        {"frames": [{**KEYS, "rows": 1.5}]},
+        {"frames": [{**KEYS, "keys": ["a\0b"], "keylist": write.keylist(["a\0b"], "d")}]},
+        {"frames": [{**KEYS, "keys": ["x" * 501], "keylist": write.keylist(["x" * 501], "d")}]},
+        {"frames": [{**KEYS, "keys": [""]}]},
+        {"frames": [{**KEYS, "keys": ["a", "a"], "types": "dd", "keylist": write.keylist(["a", "a"], "dd")}]},
+        {"frames": [{**KEYS, "keys": [3]}]},
+        {"frames": [{**KEYS, "types": "z"}]},
+        {"frames": [{**KEYS, "types": "dd"}]},
+        {"frames": [{**KEYS, "keylist": "0" * 16}]},
+        {"frames": [{**KEYS, "keylist": "../../etc/passwd"}]},
+        {"frames": [{**KEYS, "rows": 5}]},
+        {"docs": 3},
+        {"docs": [3]},
+        {"docs": [{"n": 10, "step": None, "time": 0, "doc": {}}]},
+        {"docs": [{"n": 1, "step": 2**63, "time": 0, "doc": {}}]},
+        {"docs": [{"n": 1, "step": None, "time": None, "doc": {}}]},
+        {"holes": [[5, 3]]},
+        {"holes": [[0, 10]]},
+        {"holes": [3]},
     ],
-)  # fmt: skip
+)
 def test_a_malformed_header_is_refused(change):
     """Each rule of the header is checked and named; nothing of such a batch is taken."""
     with pytest.raises(Refused):
