@@ -37,6 +37,8 @@ def compact():
 @shared_task(name="tracker.empty_trash")
 def empty_trash():
     runs.purge_trash()
+    compaction.sweep_trash()
+    compaction.sweep_orphans()
 
 
 @shared_task(name="tracker.forget")

@@ -10,6 +10,7 @@ from rest_framework.response import Response
 from tracker.api.auth import JOB, WORKER
 from tracker.api.reproductions import StepShape
 from tracker.api.views import RunnerView, View, listed, page_of
+from tracker.domain import storable
 from tracker.domain.lifecycle import JobState
 from tracker.models import Job, Worker
 from tracker.services import jobs, paging, workers
@@ -76,6 +77,9 @@ class Step(Fence):
     message = serializers.CharField(default="", allow_blank=True, trim_whitespace=False)
     detail = serializers.DictField(default=dict)
 
+    def to_internal_value(self, data):
+        return super().to_internal_value(storable.value(data))
+
 
 class Log(Fence):
     number = serializers.IntegerField(min_value=0, max_value=2**31 - 1)
@@ -83,9 +87,9 @@ class Log(Fence):
     text = serializers.CharField(allow_blank=True, trim_whitespace=False, max_length=2**20)
 
     def to_internal_value(self, data):
-        # Output may hold any character; DRF refuses NUL, the service makes it storable.
+        # Output may hold any character; DRF would refuse NUL and lone surrogates.
         if isinstance(data, dict) and isinstance(data.get("text"), str):
-            data = {**data, "text": data["text"].replace("\x00", "\u2400")}
+            data = {**data, "text": storable.text(data["text"])}
         return super().to_internal_value(data)
 
 
@@ -115,7 +119,6 @@ class Jobs(View):
             keys=[Key("created_at", descending=True), Key("id")],
             limit=paging.limit_of(asked.get("limit")),
             cursor=paging.checked_times(asked.get("cursor"), 2),
-            read=lambda row, column: row.created_at.isoformat() if column == "created_at" else row.id,
         )
         return listed(JobShape(found.results, many=True).data, found.next)
 

@@ -96,7 +96,6 @@ class Reproductions(View):
             keys=[Key("created_at", descending=True), Key("id")],
             limit=paging.limit_of(asked.get("limit")),
             cursor=paging.checked_times(asked.get("cursor"), 2),
-            read=lambda row, column: row.created_at.isoformat() if column == "created_at" else row.id,
         )
         return listed(ReproductionRow(found.results, many=True).data, found.next)
 

@@ -16,7 +16,7 @@ from django.conf import settings
 
 from tracker.domain.errors import Invalid, NotFound, Refused, TooLarge
 from tracker.models import Blob, Project, Reproduction, Run, Token, User
-from tracker.store.blobs import blob_store
+from tracker.store.blobs import MissingObject, blob_store
 
 DIGEST = re.compile(r"blake3:([0-9a-f]{64})")
 CHUNK = 1 << 20
@@ -194,12 +194,18 @@ def address(blob: Blob) -> str | None:
 
 
 def stream(blob: Blob) -> Iterator[bytes]:
-    file = blob_store().open(blob.object_key)
+    """Its bytes, piece by piece. Raises NotFound at once, not in the middle, when the store has lost them."""
     try:
+        file = blob_store().open(blob.object_key)
+    except MissingObject:
+        raise NotFound("The store has lost the bytes of this blob; its row is still there.") from None
+    return _pieces(file)
+
+
+def _pieces(file: BinaryIO) -> Iterator[bytes]:
+    with file:
         while chunk := file.read(CHUNK):
             yield chunk
-    finally:
-        file.close()
 
 
 def read_small(*, project_id: str, digest: object, most: int) -> bytes | None:
@@ -210,4 +216,7 @@ def read_small(*, project_id: str, digest: object, most: int) -> bytes | None:
         return None
     if blob is None or blob.bytes > most:
         return None
-    return b"".join(stream(blob))
+    try:
+        return b"".join(stream(blob))
+    except NotFound:
+        return None

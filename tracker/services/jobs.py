@@ -14,7 +14,7 @@ from tracker.domain import storable
 from tracker.domain.errors import Forbidden, Invalid, JobTaken, LeaseLost, NotFound
 from tracker.domain.lifecycle import JobState, RunState
 from tracker.models import Job, JobLog, JobStep, Reproduction, Run, Token, User, Writer
-from tracker.services import accounts, workers
+from tracker.services import accounts, summaries, verdicts, workers
 
 log = structlog.get_logger()
 LEASE = timedelta(seconds=30)
@@ -255,9 +255,9 @@ def judge(reproduction: Reproduction) -> bool:
     job = reproduction.job
     if not JobState(job.state).is_terminal or (not has_all(reproduction) and job.finished_at > timezone.now() - EVIDENCE_WAIT):
         return False
-    from tracker.services import verdicts
-
     try:
+        for run_id in {reproduction.original_id, reproduction.rerun_id} - {None}:
+            summaries.summarise_run(run_id)  # the judge finds the keys to compare in the summaries
         verdicts.judge(reproduction=reproduction)
     except Exception:
         log.exception("the judge failed", reproduction=reproduction.id)

@@ -8,6 +8,8 @@ from typing import Any
 from tracker.domain import keys as meanings
 from tracker.domain import storable
 from tracker.models import MetricSummary, Run
+from tracker.services import summaries
+from tracker.store import reading
 
 MOST_KEYS = 20_000
 
@@ -60,7 +62,15 @@ def last_of_runs(run_ids: list[str], keys: list[str]) -> dict[str, dict]:
 def keys(run: Run) -> list[dict]:
     """Each metric key with its numbers and what it means."""
     definitions = list(run.key_definitions.order_by("id").values_list("pattern", "fields"))
-    return [{"key": key, **row, "definition": definition(key, definitions)} for key, row in of_run(run).items()]
+    found = of_run(run)
+    if len(found) >= summaries.MOST_KEYS:
+        # Summaries are bounded per run; the other keys are named with what their blocks' directories say.
+        for key, ranks in reading.keys_of(run.id).items():
+            found.setdefault(key, {**_UNKNOWN, "ranks": list(ranks), "count": sum(ranks.values())})
+    return [{"key": key, **row, "definition": definition(key, definitions)} for key, row in sorted(found.items())]
+
+
+_UNKNOWN = {"nan_count": None, "last": None, "last_step": None, "min": None, "max": None, "mean": None}
 
 
 def definition(key: str, definitions: list) -> dict:
@@ -70,8 +80,6 @@ def definition(key: str, definitions: list) -> dict:
 
 def history(run: Run, key: str, rank: int | None = None) -> dict:
     """Every winning point of a key, of the lowest rank that logged it unless ``rank`` says another."""
-    from tracker.store import reading
-
     logged = MetricSummary.objects.filter(run=run, key=key).order_by("rank").values_list("rank", flat=True)
     chosen = rank if rank is not None else logged.first()
     points: list[list] = []

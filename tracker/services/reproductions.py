@@ -9,7 +9,7 @@ from tracker.domain import ids, storable
 from tracker.domain.errors import Forbidden, Invalid, NotFound, RunNotFinished
 from tracker.domain.lifecycle import JobState, RunState
 from tracker.models import Job, Reproduction, Run, User
-from tracker.services import jobs, runs
+from tracker.services import jobs, runs, verdicts
 from tracker.services.preflight import preflight
 
 OVERRIDES = {"config": dict, "argv": list, "env": dict, "files": dict}
@@ -128,8 +128,6 @@ def cancel(*, reproduction: Reproduction, user: User) -> Reproduction:
 
 def judge(*, reproduction: Reproduction, user: User) -> Reproduction:
     """Judge again, without running anything. Raises Forbidden to a viewer, RunNotFinished while the job goes on."""
-    from tracker.services import verdicts
-
     if not Run.objects.editable_by(user).filter(id=reproduction.original_id).exists():
         raise Forbidden("Judging again needs the editor's role in the project.")
     if not JobState(reproduction.job.state).is_terminal:

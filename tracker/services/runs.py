@@ -14,8 +14,8 @@ from django.utils.dateparse import parse_datetime
 from tracker.domain import ids, storable
 from tracker.domain.errors import Forbidden, Invalid, NotFound
 from tracker.domain.lifecycle import JobState, RunState
-from tracker.models import Attempt, Job, MetricBlock, MetricSegment, MetricTrash, Project, Run, User
-from tracker.services import documents, filters, paging, projects, values
+from tracker.models import Attempt, Job, MetricSegment, Project, Run, User
+from tracker.services import compaction, documents, filters, paging, projects, values
 from tracker.services.paging import Key, Page
 
 COLUMNS = {
@@ -69,7 +69,7 @@ def find(
     rows, keys = _ordered(rows, sort)
     rows = rows.select_related("project", "user")
     try:
-        return paging.page(rows, keys=keys, limit=paging.limit_of(limit), cursor=_revived(cursor, keys), read=_read)
+        return paging.page(rows, keys=keys, limit=paging.limit_of(limit), cursor=_revived(cursor, keys))
     except (ValidationError, TypeError, ValueError):
         raise paging.not_ours() from None
 
@@ -92,13 +92,6 @@ def _ordered(rows, sort: str):
         sort_text=F("sorted_by__text"),
     )
     return rows, [Key("sort_number", descending, True), Key("sort_text", descending, True), Key("id")]
-
-
-def _read(run: Run, column: str):
-    found = run
-    for part in column.split("__"):
-        found = getattr(found, part) if found is not None else None
-    return found.isoformat() if column in _TIMES and found is not None else found
 
 
 def _revived(cursor: str | None, keys: list[Key]) -> str | None:
@@ -193,12 +186,9 @@ def _purge(run_id: str) -> int:
         if run is None:
             return 0
         # The store's own trash removes the objects, after its delay: a reader may be in the middle of one.
-        keys = MetricBlock.objects.filter(run=run).values_list("object_key", flat=True)
-        soon = timezone.now() + timedelta(minutes=15)
-        MetricTrash.objects.bulk_create([MetricTrash(object_key=key, delete_after=soon) for key in keys], ignore_conflicts=True)
+        compaction.discard_blocks(run.id)
         MetricSegment.objects.filter(run_id=run.id).delete()
         run.metrickeyset_set.all().delete()
-        MetricBlock.objects.filter(run=run).delete()
         run.metric_summaries.all().delete()
         run.values.all().delete()
         run.key_definitions.all().delete()

@@ -188,6 +188,6 @@ class TestHeartbeats:
         assert alice.post("ingest/heartbeats", {"run": new_id()}).json()["code"] == "writer_unknown"
 
     def test_a_deleted_run_is_410(self, open_writer, alice):
-        run, writer = open_writer()
+        run, _writer = open_writer()
         alice("DELETE", f"runs/{run.id}")
         assert alice.post("ingest/heartbeats", {"run": run.id, "writers": []}).status_code == 410

@@ -140,7 +140,11 @@ def test_a_document_in_a_blob_is_read_from_there(send, alice):
 
 class TestTheEnd:
     def finish(self, state="finished", **more):
-        return {"type": "event", "name": "finish", "data": {"state": state, "exit_code": 0, "signal": None, "error": None, "dropped": {}, **more}}
+        return {
+            "type": "event",
+            "name": "finish",
+            "data": {"state": state, "exit_code": 0, "signal": None, "error": None, "dropped": {}, **more},
+        }
 
     def test_a_run_ends_when_its_last_rank_has(self, send):
         _, other = send.open(send.run.id, rank=1)
