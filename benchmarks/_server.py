@@ -160,8 +160,5 @@ def report(rows: list[dict], as_json: bool) -> int:
         if as_json:
             print(json.dumps(row), flush=True)
         else:
-            print(
-                f"{'kept  ' if row['ok'] else 'MISSED'} {row['what']}: {row['value']} {row['unit']}"
-                f" (budget {row['budget']}) {row['beside']}"
-            )
+            print(f"{'kept  ' if row['ok'] else 'MISSED'} {row['what']}: {row['value']} {row['unit']} (of {row['budget']}) {row['beside']}")
     return int(not all(row["ok"] for row in rows))

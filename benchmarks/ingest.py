@@ -174,7 +174,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=8, help="of the server; as `encore up` starts it")
     args = parser.parse_args()
     rows = []
-    with server(maintenance=0.5, threads=args.threads) as found:
+    with server(maintenance=1.0, threads=args.threads) as found:
         measure(found, "warm-up", 1, 3, 5, 20)
         if args.only in (None, "dense"):
             rows += rows_of(measure(found, "20 keys × 1,000", 2, 20, 1000, 512), 2.5e6, 0.8, "points/s")

@@ -29,7 +29,8 @@ def series(request: HttpRequest, user, token) -> HttpResponse:
         return JsonResponse(service.answer(user=user, query=query, as_json=True))
     found = service.answer(user=user, query=query)
     etag = '"' + hashlib.blake2b(found, digest_size=12).hexdigest() + '"'
-    response = HttpResponse(status=304) if request.headers.get("If-None-Match") == etag else HttpResponse(found, content_type=CONTENT_TYPE)
+    is_known = request.headers.get("If-None-Match") == etag
+    response = HttpResponse(status=304) if is_known else HttpResponse(found, content_type=CONTENT_TYPE)
     response["ETag"] = etag
     response["Cache-Control"] = "private, no-cache"
     response["Vary"] = "Accept, Cookie, Authorization"

@@ -40,9 +40,7 @@ COLUMN = np.dtype(
         ("min", "<i8"), ("max", "<i8"), ("sum", "<f8"), ("last", "<i8"), ("last_step", "<i8"), ("inf", "<u4"), ("zero2", "<u4"),
     ]
 )  # fmt: skip
-assert HEAD.size == 64
-assert AXIS.itemsize == 96
-assert COLUMN.itemsize == 96
+assert (HEAD.size, AXIS.itemsize, COLUMN.itemsize) == (64, 96, 96)
 F64, I64 = 0, 1
 
 

@@ -227,9 +227,8 @@ class _Source:
             for start in range(0, len(firsts), 200):
                 some = firsts[start : start + 200]
                 cursor.execute(
-                    # Only place-holders are put into the text, never a value.
-                    'SELECT "first", encoding, body FROM tracker_metricsegment'  # noqa: S608
-                    f' WHERE run_id = %s AND writer_id = %s AND "first" IN {_among(some)}',
+                    'SELECT "first", encoding, body FROM tracker_metricsegment '  # noqa: S608
+                    f'WHERE run_id = %s AND writer_id = %s AND "first" IN {_among(some)}',
                     [run, writer, *some],
                 )
                 for first, encoding, body in cursor.fetchall():

@@ -190,7 +190,7 @@ def _dense(reader: _Columns, frame: dict, rows: int, first: int, last: int, look
     known = lookup(name)
     if "keys" in frame or "types" in frame:
         types, keys = _keys_and_types(frame, where)
-        if (known is None or known != (types, keys)) and keylist_hash(types, keys) != name:
+        if known != (types, keys) and keylist_hash(types, keys) != name:
             raise _bad(f"{where}: keylist is not the hash of its types and keys")
     elif known is None:
         raise KeylistUnknown(keylist=name)

@@ -251,24 +251,11 @@ def test_the_view_answers_binary_and_json_and_304(room):
 @pytest.mark.parametrize(
     "change",
     [
-        {"runs": "x"},
-        {"runs": [1]},
-        {"keys": None},
-        {"keys": ["a\0"]},
-        {"x": "time"},
-        {"from": "a"},
-        {"to": float("nan")},
-        {"buckets": 0},
-        {"buckets": 10**9},
-        {"buckets": True},
-        {"ranks": "some"},
-        {"ranks": [-1]},
-        {"since": 7},
-        {"since": "%%"},
-        {"since": "e30x"},
+        {"runs": "x"}, {"runs": [1]}, {"keys": None}, {"keys": ["a\0"]}, {"x": "time"}, {"from": "a"}, {"to": float("nan")}, {"buckets": 0},
+        {"buckets": 10**9}, {"buckets": True}, {"ranks": "some"}, {"ranks": [-1]}, {"since": 7}, {"since": "%%"}, {"since": "e30x"},
         {"runs": ["a"] * 1001},
     ],
-)
+)  # fmt: skip
 def test_a_wrong_query_is_named(room, change):
     with pytest.raises(Invalid):
         series.answer(user=room.user, query={"runs": [], "keys": [], **change})
@@ -282,41 +269,13 @@ def test_the_golden_series_answer_is_still_read():
 
 def golden_answer() -> bytes:
     x = np.arange(5.0)
-    exact = {
-        "run": "a" * 26,
-        "key": "größe",
-        "rank": 1,
-        "attempts": [1, 2],
-        "n": 6,
-        "drawn": 5,
-        "exact": True,
-        "nan": 1,
-        "inf": 1,
-        "x": x,
-        "y": np.array([1.5, np.nan, -np.inf, -0.0, 2.0]),
-        "steps": np.arange(5),
-    }
+    exact = {"run": "a" * 26, "key": "größe", "rank": 1, "attempts": [1, 2], "n": 6, "drawn": 5, "exact": True, "nan": 1, "inf": 1, "x": x,
+             "y": np.array([1.5, np.nan, -np.inf, -0.0, 2.0]), "steps": np.arange(5)}  # fmt: skip
     found = buckets.thin(np.arange(100.0), np.arange(100.0) ** 2, 0, 99, 3)
-    thin = {
-        "run": "a" * 26,
-        "key": "loss",
-        "rank": None,
-        "ranks": [0, 1],
-        "attempts": [1],
-        "n": 200,
-        "drawn": 3,
-        "exact": False,
-        "nan": 0,
-        "inf": 0,
-        "x": found.x,
-        "y": found.last,
-        "min": found.min,
-        "max": found.max,
-        "mean": found.mean,
-        "first": found.first,
-        "last": found.last,
-        "count": found.count,
-    }
+    thin = {"run": "a" * 26, "key": "loss", "rank": None, "ranks": [0, 1], "attempts": [1], "n": 200, "drawn": 3, "exact": False,
+            "nan": 0, "inf": 0,
+            "x": found.x, "y": found.last, "min": found.min, "max": found.max, "mean": found.mean, "first": found.first, "last": found.last,
+            "count": found.count}  # fmt: skip
     return series_answer.encode([exact, thin], cursor="e30", x="step")
 
 

@@ -91,7 +91,8 @@ class S3:
                 joined[-1][1] = max(joined[-1][1], end)
             else:
                 joined.append([start, end])
-        parts = [self.read(key, *joined[0])] if len(joined) == 1 else list(self.pool.map(lambda span: self.read(key, *span), joined))
+        reads = map if len(joined) == 1 else self.pool.map
+        parts = list(reads(lambda span: self.read(key, *span), joined))
         found = []
         for start, end in spans:
             at = next(i for i, (a, b) in enumerate(joined) if a <= start and end <= b)
