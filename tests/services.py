@@ -128,9 +128,9 @@ def postgres(folder: Path) -> Iterator[str]:
         "full_page_writes": "off", "max_connections": 200,
     }  # fmt: skip
     options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
-    # runuser waits for PostgreSQL and would swallow the signal that stops it: setpriv replaces itself.
+    # runuser waits for PostgreSQL and would swallow the signal that stops it: setpriv replaces itself. A change of user clears PDEATHSIG.
     if as_user:
-        as_user = ["setpriv", f"--reuid={as_user[2]}", f"--regid={_group_of(as_user[2])}", "--clear-groups", "--"]
+        as_user = ["setpriv", "--pdeathsig=KILL", f"--reuid={user}", f"--regid={_group_of(user)}", "--clear-groups", "--"]
     process = launch([*as_user, postgres_program("postgres"), "-D", str(data), *options], log, cwd="/")
     try:
         program = postgres_program("pg_isready")
