@@ -266,9 +266,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("verb", choices=["run"])
     parser.add_argument("--only", help="names, separated by commas")
-    parser.add_argument("command", nargs=argparse.REMAINDER)
-    args = parser.parse_args(arguments)
-    command = args.command[1:] if args.command[:1] == ["--"] else args.command
+    given = sys.argv[1:] if arguments is None else arguments
+    at = given.index("--") if "--" in given else len(given)
+    args, command = parser.parse_args(given[:at]), given[at + 1 :]
     if not command:
         parser.error("give a command after --")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
