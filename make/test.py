@@ -4,6 +4,7 @@ Every step runs even when an earlier one failed; the exit status says whether al
 """
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ def step(name: str, argv: list, env: dict[str, str]) -> tuple[str, int, float]:
 
 
 def main(arguments: list[str]) -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the services are stopped then too
     began = time.monotonic()
     env = {
         name: value

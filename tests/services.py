@@ -128,9 +128,9 @@ def postgres(folder: Path) -> Iterator[str]:
         "full_page_writes": "off", "max_connections": 200,
     }  # fmt: skip
     options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
-    # runuser waits for PostgreSQL and would swallow the signal that stops it: setpriv replaces itself.
+    # runuser waits for PostgreSQL and would swallow the signal that stops it: setpriv replaces itself. A change of user clears PDEATHSIG.
     if as_user:
-        as_user = ["setpriv", f"--reuid={as_user[2]}", f"--regid={_group_of(as_user[2])}", "--clear-groups", "--"]
+        as_user = ["setpriv", "--pdeathsig=KILL", f"--reuid={user}", f"--regid={_group_of(user)}", "--clear-groups", "--"]
     process = launch([*as_user, postgres_program("postgres"), "-D", str(data), *options], log, cwd="/")
     try:
         program = postgres_program("pg_isready")
@@ -266,9 +266,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("verb", choices=["run"])
     parser.add_argument("--only", help="names, separated by commas")
-    parser.add_argument("command", nargs=argparse.REMAINDER)
-    args = parser.parse_args(arguments)
-    command = args.command[1:] if args.command[:1] == ["--"] else args.command
+    given = sys.argv[1:] if arguments is None else arguments
+    at = given.index("--") if "--" in given else len(given)
+    args, command = parser.parse_args(given[:at]), given[at + 1 :]
     if not command:
         parser.error("give a command after --")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
