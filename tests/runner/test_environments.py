@@ -57,7 +57,9 @@ def test_an_interrupted_build_is_begun_again(tmp_path, wanted):
 def test_no_file_of_an_environment_names_a_place_that_is_gone(tmp_path, wanted):
     """Scripts start with the interpreter where the environment lies."""
     environment, _ = get(tmp_path, wanted("pip==24.0"))
-    assert (environment.folder / "bin" / "pip").read_text().startswith(f"#!{environment.folder}/bin/python")
+    # A path too long for a "#!" line stands in a line of shell behind it.
+    start = (environment.folder / "bin" / "pip").read_text()[:1000]
+    assert f"{environment.folder}/bin/python" in start
 
 
 def test_a_version_that_cannot_be_had_is_named_with_the_nearest(tmp_path, wanted):

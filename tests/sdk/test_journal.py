@@ -282,7 +282,10 @@ def test_asyncio_tasks_log(tmp_path: Path) -> None:
     async def main() -> None:
         await asyncio.gather(*(task(f"t{i}") for i in range(5)))
 
-    asyncio.run(main())
+    # In a thread of its own: another test of this process may have left a running loop in the main one.
+    thread = threading.Thread(target=lambda: asyncio.run(main()))
+    thread.start()
+    thread.join()
     found = points(log.folder)
     assert all([v for _, k, v in found if k == f"t{i}"] == [float(n) for n in range(100)] for i in range(5))
 
