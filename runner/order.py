@@ -54,6 +54,19 @@ class Order:
     def outputs(self) -> list[dict[str, Any]]:
         return _entries(self.recipe, "outputs")
 
+    def folders_written_to(self) -> list[tuple[str, str | None]]:
+        """(absolute path, path in the source root or None) of the folders that were there when the program first wrote into them.
+
+        A snapshot holds no empty or ignored folder, and a private /tmp begins empty. What the program made itself it makes again.
+        """
+        made = [entry["path"] for entry in self.outputs if entry.get("by") == "folder"]
+        found: dict[str, str | None] = {}
+        for entry in self.outputs:
+            folder, below = posixpath.dirname(entry["path"]), entry.get("in_root")
+            if folder.startswith("/") and not any(inside(folder, each) is not None for each in made):
+                found[folder] = posixpath.dirname(below) if isinstance(below, str) else None
+        return list(found.items())
+
     @property
     def root(self) -> str:
         """The original source root, absolute, without a trailing slash; "" where none was recorded."""

@@ -73,6 +73,9 @@ class Overlay:
         for path in placement.in_place:
             if any(inside(path, at) for at in covered):
                 then.append({"op": "bind", "source": os.path.realpath(path), "at": path, "readonly": True})
+        for path, below in order.folders_written_to():
+            if below is None and not any(inside(path, at) is not None for at in (*KERNEL, *hidden)):
+                then.append({"op": "mkdir", "at": path, "optional": True})
         inputs = {entry["path"] for entry in order.inputs}
         for entry in order.outputs:
             path = entry["path"]

@@ -28,6 +28,9 @@ def run(job: Job) -> str:
         else:
             found.append(_outside(job, entry))
     link_home(job)
+    for _, below in job.order.folders_written_to():
+        if below:
+            (job.folder.source / relative(below, "a folder of outputs")).mkdir(parents=True, exist_ok=True)
     how = [str(entry["how"]) for entry in found]
     return ", ".join(f"{how.count(kind)} {kind}" for kind in dict.fromkeys(how)) or "the run read no data files"
 

@@ -49,6 +49,29 @@ open("/opt/encore-test-file", "w").write("rerun")
     assert (ended.folder / "source/b").read_text() == "rerun"
 
 
+def test_folders_that_a_program_found_and_wrote_into_are_there_again(play, tmp_path, overlay_works):
+    """An empty or ignored folder is in no snapshot, and the job's own /tmp begins empty; what the program made itself it makes again."""
+    script = f"""
+import os
+open("ready/a", "w").write("rerun")
+open({str(tmp_path / "scratch" / "b")!r}, "w").write("rerun")
+os.mkdir({str(tmp_path / "made")!r})
+open({str(tmp_path / "made" / "c")!r}, "w").write("rerun")
+"""
+    (play.repository / "train.py").write_text(script)
+    outputs = [
+        {"path": str(play.repository / "ready/a"), "in_root": "ready/a"},
+        {"path": str(tmp_path / "scratch" / "b"), "in_root": None},
+        {"path": str(tmp_path / "made"), "in_root": None, "by": "folder"},
+        {"path": str(tmp_path / "made" / "c"), "in_root": None},
+    ]
+    ended = play(play.recipe(data={"outputs": outputs}))
+    assert ended.failure is None, (ended.failure, ended.output)
+    assert (ended.folder / "source/ready/a").read_text() == "rerun"
+    assert not (tmp_path / "scratch").exists()
+    assert not (tmp_path / "made").exists()
+
+
 def test_the_workers_own_state_is_out_of_sight(play, tmp_path, overlay_works):
     """A program cannot read the token file or the cache of blobs, even with the worker's own rights."""
     encore_home = tmp_path / "encore-home"
@@ -75,7 +98,11 @@ def test_without_isolation_a_plain_script_runs_with_the_write_guard_on(play):
     (play.repository / "train.py").write_text(
         "import os; os.makedirs('out'); open('out/x', 'w'); print(os.environ['ENCORE_WRITE_GUARD'], os.environ['TMPDIR'])\n"
     )
-    recipe = play.recipe(data={"outputs": [{"path": str(play.repository / "out/x"), "in_root": "out/x"}]})
+    outputs = [
+        {"path": str(play.repository / "out"), "in_root": "out", "by": "folder"},
+        {"path": str(play.repository / "out/x"), "in_root": "out/x"},
+    ]
+    recipe = play.recipe(data={"outputs": outputs})
     ended = play(recipe, settings={"isolation": "none"})
     assert ended.failure is None, (ended.failure, ended.output)
     assert ended.output.split() == ["1", f"{ended.folder}/tmp"]
