@@ -1,5 +1,6 @@
 """Django settings. Everything an operator chooses comes from the environment (docs/operations.md); the rest is fixed here."""
 
+import json
 import os
 import secrets
 from pathlib import Path
@@ -32,7 +33,19 @@ def _secret_key() -> str:
 
 SECRET_KEY = _secret_key()
 DEBUG = False
-ENCORE_URL = os.environ.get("ENCORE_URL", "http://127.0.0.1:8265").rstrip("/")
+
+
+def _url() -> str:
+    """Where people reach this instance: as told, else where ``encore up`` on this folder last listened."""
+    if told := os.environ.get("ENCORE_URL"):
+        return told.rstrip("/")
+    try:
+        return str(json.loads((ENCORE_HOME / "credentials.json").read_text())["url"]).rstrip("/")
+    except (OSError, ValueError, KeyError, TypeError):
+        return "http://127.0.0.1:8265"
+
+
+ENCORE_URL = _url()
 ALLOWED_HOSTS = os.environ.get("ENCORE_ALLOWED_HOSTS", "127.0.0.1,localhost,[::1]").split(",")
 CSRF_TRUSTED_ORIGINS = [ENCORE_URL]
 ROOT_URLCONF = "tracker.urls"
