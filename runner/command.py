@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
+from runner.environments.venv import site_packages
 from runner.errors import RecipeFailure
 from runner.job import Job
 from runner.order import inside, relative
@@ -37,11 +38,27 @@ def build(job: Job) -> tuple[list[str], str]:
     if launcher and (int(recorded.get("world_size") or 1) > 1 or launcher.get("kind") in MODULES):
         head = _launcher(job, launcher, argv, move, python)
     else:
-        head = python
+        head = [*python, *_bootstrap(job, recorded)]
     folder = job.folder.source / relative(recorded.get("cwd_in_root") or ".", "the working directory")
     if not folder.is_dir():
         folder.mkdir(parents=True)  # an empty folder is in no snapshot
     return [*head, *entry, *arguments], str(folder)
+
+
+def _bootstrap(job: Job, recorded: dict[str, Any]) -> list[str]:
+    """A program that `encore run` tracked has no line of ours: it is started through the same bootstrap, or it would log nothing."""
+    if not recorded.get("bootstrap"):
+        return []
+    assert job.environment is not None
+    path = site_packages(job.environment.folder) / "sdk" / "_bootstrap.py"
+    if not path.is_file():
+        raise RecipeFailure(
+            "environment_failed",
+            "The run was tracked by `encore run`, and the recipe's SDK has no bootstrap to start it with. "
+            "Call sdk.init() in the program, or track it again with this version.",
+            missing="sdk/_bootstrap.py",
+        )
+    return [str(path)]
 
 
 def mover(job: Job) -> Callable[[str], str]:

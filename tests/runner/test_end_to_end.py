@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,13 @@ class House:
     def encore(self, *arguments: str, timeout: float = 280):
         return subprocess.run([*ENCORE, *arguments], env=self.env, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
 
+    def log(self, run: str) -> str:
+        request = urllib.request.Request(
+            f"{self.told['url']}/api/v1/runs/{run}/logs?limit=1000", headers={"Authorization": f"Bearer {self.told['token']}"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return "".join(each["text"] for each in json.load(answer)["results"] if each["stream"] == "stdout")
+
     def close(self) -> None:
         self.up.send_signal(signal.SIGINT)
         self.up.wait(60)
@@ -87,13 +95,18 @@ def run(house):
     (data / "small.txt").write_text("data " * 100)
     (repository / "train.py").write_text(SCRIPT)
     (repository / "helper.py").write_text("import six\ndef smaller(x): return x * 0.9\n")
+    (repository / "plain.py").write_text("import random\nprint('untouched', random.random())\n")
     for command in (["init", "-q"], ["add", "-A"], ["-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qm", "x"]):
         subprocess.run(["git", *command], cwd=repository, check=True)
     (repository / "helper.py").write_text("import six\ndef smaller(x): return x * 0.8  # changed and not committed\n")
     command = [environment / "bin/python", "train.py", "--data", str(data / "small.txt")]
     trained = subprocess.run(command, cwd=repository, env=house.env, capture_output=True, text=True, timeout=240)
     assert trained.returncode == 0, trained.stderr
-    results = json.loads(house.encore("runs", "--json").stdout)["results"]
+    # A script with no line of ours, started by this run's own command line.
+    command = [environment / "bin/encore", "run", "--project", "runner-plain", "--", environment / "bin/python", "plain.py"]
+    plain = subprocess.run(command, cwd=repository, env=house.env, capture_output=True, text=True, timeout=240)
+    assert plain.returncode == 0, plain.stderr
+    results = json.loads(house.encore("runs", "--project", "runner-proof", "--json").stdout)["results"]
     repository.rename(house.folder / "repository-away")
     environment.rename(house.folder / "environment-away")
     return results[0]["id"]
@@ -124,3 +137,16 @@ def test_stored_data_that_was_deleted_is_restored(house, run):
         assert not path.exists()
     finally:
         path.with_suffix(".away").rename(path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_an_untouched_script_is_played_again_through_the_same_bootstrap(house, run):
+    """It logs no metric, so there is nothing to compare; but its console is there, with the random state put back."""
+    (original,) = json.loads(house.encore("runs", "--project", "runner-plain", "--json").stdout)["results"]
+    ended = house.encore("reproduce", original["id"], "--wait", "--json")
+    verdict = json.loads(ended.stdout)
+    assert (ended.returncode, verdict["execution"], verdict["agreement"]) == (7, "completed", "not_comparable"), (verdict, ended.stderr)
+    said = [house.log(each) for each in (original["id"], verdict["run"])]
+    assert said[0].startswith("untouched 0.")
+    assert said[0] == said[1]
