@@ -95,7 +95,7 @@ class Server:
 
 
 @contextlib.contextmanager
-def server(maintenance: float | None = 1.0, threads: int = 8) -> Iterator[Server]:
+def server(maintenance: float | None = 1.0, threads: int = 32) -> Iterator[Server]:
     """``maintenance``: seconds between two rounds of summaries and compaction, None for none."""
     home = Path(tempfile.mkdtemp(prefix="encore-bench-"))
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ENCORE_") and name != "DATABASE_URL"}

@@ -116,7 +116,8 @@ else:
                 "transaction_mode": "IMMEDIATE",
                 "timeout": 60,
                 # FULL: an acknowledged batch survives power loss. mmap_size is never set: it can corrupt on some kernels.
-                "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA cache_size=-65536; PRAGMA foreign_keys=ON;",
+                # The cache is each thread's own, and the server has 32.
+                "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA cache_size=-16384; PRAGMA foreign_keys=ON;",
             },
         }
     }

@@ -253,7 +253,7 @@ def _start_all(supervisor, environment: dict[str, str], host: str, port: int, fo
         first.append(Child("broker", valkey_command(path, folder / "broker"), environment, lambda: _answers_ping(path), stage=0))
     python = sys.executable
     web = [python, "-m", "granian", "--interface", "wsgi", "--host", host, "--port", str(port), "--http", "1", "--no-ws",
-           "--workers", "1", "--blocking-threads", "8", "tracker.wsgi:application"]  # fmt: skip
+           "--workers", "1", "--blocking-threads", "32", "tracker.wsgi:application"]  # fmt: skip
     first.append(Child("web", web, environment, lambda: is_healthy(url), stage=1, stop_seconds=5))
     for child in first:
         supervisor.add(child)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import queue
 import threading
 import time
 from dataclasses import dataclass, field
@@ -17,7 +19,7 @@ from tracker.services import documents, writers
 from tracker.services.backpressure import hot_parts
 from tracker.store import rows, wire
 from tracker.store.inflate import SENT_BYTES, inflate
-from tracker.store.metrics import Position, metric_store
+from tracker.store.metrics import News, Position, metric_store
 
 ACCESS_SECONDS = 3
 """For so long a writer's right to append is not asked again; so much later a withdrawn token, a stop or a deletion takes hold."""
@@ -33,7 +35,13 @@ class _Access:
     until: float
 
 
-@dataclass
+def _taken() -> threading.Lock:
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
+
+
+@dataclass(slots=True)
 class _Waiting:
     """A decoded batch on its way through the committer."""
 
@@ -42,10 +50,11 @@ class _Waiting:
     body: bytes
     encoding: str
     next: int = 0
-    is_over: bool = False
     error: BaseException | None = None
     position: Position | None = None
     docs: list[dict[str, Any]] = field(default_factory=list)
+    is_over: threading.Lock = field(default_factory=_taken)
+    """Released when the outcome stands."""
 
 
 def append_batch(*, writer_id: str, user: User, token: Token | None, body: bytes, encoding: str) -> dict[str, Any]:
@@ -115,32 +124,53 @@ def _documents(batch: wire.Batch) -> list[dict[str, Any]]:
 
 # -- committing ----------------------------------------------------------------------------------------------------------------------
 
-_queue: list[_Waiting] = []
-_queue_lock = threading.Lock()
-_leader = threading.Lock()
+
+class _Committer:
+    """Group commit on SQLite: one thread stores all that waits in this process in one transaction, with one sync.
+
+    One thread, so one connection, whose page cache and prepared statements stay warm; while it syncs, the others decode.
+    """
+
+    def __init__(self) -> None:
+        self._begin()
+        os.register_at_fork(after_in_child=self._begin)  # threads stay behind
+
+    def _begin(self) -> None:
+        self._queue: queue.SimpleQueue[_Waiting] = queue.SimpleQueue()
+        self._start = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def commit(self, waiting: _Waiting) -> None:
+        if self._thread is None:
+            with self._start:
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
+                    self._thread.start()
+        self._queue.put(waiting)
+        waiting.is_over.acquire()
+
+    def _run(self) -> None:
+        while True:
+            group = [self._queue.get()]
+            with contextlib.suppress(queue.Empty):
+                while len(group) < GROUP:
+                    group.append(self._queue.get_nowait())
+            _store_group(group)
+            if any(isinstance(waiting.error, Unavailable) for waiting in group):
+                connection.close()  # the next group finds a fresh one
+            for waiting in group:
+                waiting.is_over.release()
+
+
+_committer = _Committer()
 
 
 def _commit(waiting: _Waiting) -> None:
-    """Group commit: whoever holds the leader's lock stores all that waits in this process in one transaction, with one sync.
-
-    On PostgreSQL a transaction each: it commits concurrent ones together itself.
-    """
+    """With all that wait at the same time; on PostgreSQL a transaction each: it commits concurrent ones together itself."""
     if rows.on_postgres() or connection.in_atomic_block:
         _store_group([waiting])
-        return
-    with _queue_lock:
-        _queue.append(waiting)
-    with _leader:
-        if waiting.is_over:
-            return  # an earlier leader took it along
-        with _queue_lock:
-            group = _queue[:GROUP]
-            del _queue[:GROUP]
-        if waiting not in group:  # more than a group before it: the next leaders take the rest
-            with _queue_lock:
-                _queue[:] = [other for other in _queue if other is not waiting]
-            group.append(waiting)
-        _store_group(group)
+    else:
+        _committer.commit(waiting)
 
 
 def _store_group(group: list[_Waiting]) -> None:
@@ -148,61 +178,57 @@ def _store_group(group: list[_Waiting]) -> None:
     for attempt in (1, 2, 3):
         try:
             with _storable(), transaction.atomic(), rows.cursor() as cursor:
-                positions: dict[str, Position] = {}
-                last_steps: dict[str, int] = {}
+                _lock_runs(cursor, group)
+                news = News.begin()
+                positions = metric_store().positions(cursor, list({waiting.batch.writer for waiting in group}))
                 for waiting in group:
-                    waiting.error = None
-                    _store_one(cursor, waiting, positions, last_steps)
-                for writer_id, position in positions.items():
-                    metric_store().advance(cursor, writer_id, position, last_steps.get(writer_id))
-            break
+                    waiting.error = waiting.position = None
+                    _store_one(waiting, positions.get(waiting.batch.writer), news)
+                metric_store().write(cursor, news)
+            return
         except Unavailable as problem:
             if attempt == 3 or not rows.on_postgres():
                 for waiting in group:
                     waiting.error = problem
-                break
+                return
         except BaseException as problem:
             if len(group) > 1:  # nothing of the group is stored: find the one that cannot be
                 for waiting in group:
                     _store_group([waiting])
-                return
-            group[0].error = problem
-            break
-    for waiting in group:
-        waiting.is_over = True
+            else:
+                group[0].error = problem
+            return
 
 
-def _store_one(cursor, waiting: _Waiting, positions: dict[str, Position], last_steps: dict[str, int]) -> None:
-    batch, writer_id = waiting.batch, waiting.batch.writer
+def _lock_runs(cursor, group: list[_Waiting]) -> None:
+    """Documents lock the run's row; with it first, two batches cannot wait for each other."""
+    if rows.on_postgres():
+        for waiting in group:
+            if waiting.docs:
+                cursor.execute("SELECT 1 FROM tracker_run WHERE id = %s FOR UPDATE", [waiting.batch.run])
+
+
+def _store_one(waiting: _Waiting, position: Position | None, news: News) -> None:
+    batch = waiting.batch
     try:
-        if waiting.docs and rows.on_postgres():
-            # Documents lock the run's row; in this order two batches cannot wait for each other.
-            cursor.execute("SELECT 1 FROM tracker_run WHERE id = %s FOR UPDATE", [batch.run])
-        position = positions.get(writer_id) or metric_store().position(cursor, writer_id)
-        if position.run != batch.run:
+        if position is None or position.run != batch.run:
             raise WriterUnknown
         if waiting.docs and batch.first == position.next:
-            trial = Position(position.run, position.next, position.hot_bytes, position.hot_segments)
-            with transaction.atomic():
-                metric_store().append(cursor, trial, batch, waiting.body, waiting.encoding)
+            with transaction.atomic():  # documents that cannot be stored leave no trace
                 documents.apply(run=waiting.access.run, writer=waiting.access.writer, docs=waiting.docs)
-            is_new, position = True, trial
-        else:
-            is_new = metric_store().append(cursor, position, batch, waiting.body, waiting.encoding)
+        is_new = metric_store().append(position, batch, waiting.body, waiting.encoding, news)
     except OperationalError:
         raise
     except Exception as problem:
         if not isinstance(problem, EncoreError):
-            log.exception("a batch could not be stored", writer=writer_id, first=batch.first, last=batch.last)
+            log.exception("a batch could not be stored", writer=batch.writer, first=batch.first, last=batch.last)
             if not waiting.docs:
                 raise  # no savepoint around it: the transaction may be broken
         waiting.error = problem
         return
     waiting.next = position.next
     if is_new:
-        waiting.position = positions[writer_id] = position
-        if batch.hi_step is not None:
-            last_steps[writer_id] = max(batch.hi_step, last_steps.get(writer_id, batch.hi_step))
+        waiting.position = position
 
 
 @contextlib.contextmanager

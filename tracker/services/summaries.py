@@ -17,6 +17,7 @@ from tracker.store.metrics import metric_store
 MOST_KEYS = 500
 """Keys of a run that have rows, by first seen; the others are found in the series themselves (reading.keys_of)."""
 POINTS_AT_ONCE = 4_000_000
+PAUSE_SECONDS = 0.005
 EXACT = 2**53
 
 
@@ -30,8 +31,11 @@ def summarise_due(seconds: float = 10) -> int:
     for run_id in due:
         if time.monotonic() >= until:
             break
+        began = time.monotonic()
         summarise_run(run_id)
         done += 1
+        if not rows.on_postgres():  # SQLite's locks know no queue: let the batches in between
+            time.sleep(min(time.monotonic() - began, PAUSE_SECONDS))
     return done
 
 
@@ -41,21 +45,23 @@ def summarise_run(run_id: str) -> None:
         pass
 
 
+class _Overtaken(Exception):
+    """Another process counted meanwhile what this one has counted."""
+
+
 def _summarise_some(run_id: str) -> bool:
-    """A bounded part of it, in one transaction; whether more is left."""
-    with rows.lock_run_summaries(run_id), rows.cursor() as cursor:
-        run = Run.objects.only("project_id", "summary").filter(id=run_id).first()
-        if run is None:
-            return False
-        known = dict(MetricSummary.objects.filter(run_id=run_id).order_by("id").values_list("key", "id"))
-        news: dict[int, dict[str, _News]] = defaultdict(dict)
-        more, budget = False, POINTS_AT_ONCE
+    """A bounded part of it; whether more is left. Counted under a snapshot, so that the database's one writer waits for the rows alone."""
+    known = dict(MetricSummary.objects.filter(run_id=run_id).order_by("id").values_list("key", "id"))
+    news: dict[int, dict[str, _News]] = defaultdict(dict)
+    moved: list[tuple[int, str, int]] = []
+    more, budget = False, POINTS_AT_ONCE
+    with rows.snapshot() as cursor:
         cursor.execute(
             'SELECT id, rank, summarised, "next" FROM tracker_writer WHERE run_id = %s AND summarised < "next" ORDER BY started_us, id',
             [run_id],
         )
         for writer_id, rank, summarised, following in cursor.fetchall():
-            # Only below ``following``: on PostgreSQL more may have been committed since it was read.
+            # Only below ``following``: in a caller's transaction on PostgreSQL more may have been committed since it was read.
             heads = [head for head in metric_store().segment_heads(cursor, run_id, writer_id, summarised) if head.first < following]
             taken = []
             for head in heads:
@@ -68,15 +74,25 @@ def _summarise_some(run_id: str) -> bool:
             if taken:
                 batches = metric_store().batches(cursor, run_id, writer_id, taken[0].first, taken[-1].first)
                 _count(batches, news[rank], known)
-            cursor.execute("UPDATE tracker_writer SET summarised = %s WHERE id = %s AND summarised = %s", [upto, writer_id, summarised])
-            if cursor.rowcount != 1:
-                raise RuntimeError(f"two summaries of writer {writer_id} at once")
+            moved.append((upto, writer_id, summarised))
             if budget <= 0:
                 more |= True
                 break
-        changed = _write(run, news)
-        _write_values(run, changed)
-        return more
+    if not moved:
+        return False
+    try:
+        with rows.lock_run_summaries(run_id), rows.cursor() as cursor:
+            run = Run.objects.only("project_id", "summary").filter(id=run_id).first()
+            if run is None:
+                return False
+            for step in moved:
+                cursor.execute("UPDATE tracker_writer SET summarised = %s WHERE id = %s AND summarised = %s", step)
+                if cursor.rowcount != 1:
+                    raise _Overtaken
+            _write_values(run, _write(run, news))
+    except _Overtaken:
+        return True
+    return more
 
 
 # -- counting --------------------------------------------------------------------------------------------------------------------------

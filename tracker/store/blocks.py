@@ -269,6 +269,11 @@ class Axis:
     steps: np.ndarray
     times: np.ndarray
 
+    @functools.cached_property
+    def is_rising(self) -> bool:
+        """Neither records nor steps ever fall, so that a window of it is a slice."""
+        return bool((self.records[1:] >= self.records[:-1]).all() and (self.steps[1:] >= self.steps[:-1]).all())
+
     @property
     def nbytes(self) -> int:
         return self.records.nbytes + self.steps.nbytes + self.times.nbytes

@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import threading
 import zlib
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from django.db import connection
 from django.utils import timezone
 
-from tracker.domain.errors import RangeConflict, WriterUnknown
+from tracker.domain.errors import RangeConflict
 from tracker.models import MetricBlock, MetricTrash
 from tracker.store import blocks, rows, wire
 from tracker.store.inflate import inflate
 
 CACHED_KEYLISTS = 4096
+_POSITION = 'run_id, "next", hot_bytes, hot_segments'
+_SEGMENT = (
+    'run_id', 'writer_id', '"first"', '"last"', 'points', 'lo_step', 'hi_step', 'keylists', 'encoding', 'body', 'received_at',
+)  # fmt: skip
+
+
+@functools.cache
+def _insert_segments(count: int) -> str:
+    row = f"({', '.join(['%s'] * len(_SEGMENT))})"
+    return f"INSERT INTO tracker_metricsegment ({', '.join(_SEGMENT)}) VALUES {', '.join([row] * count)}"  # noqa: S608
+
+
+@functools.cache
+def _update_positions(count: int) -> str:
+    row = "(%s, CAST(%s AS bigint), CAST(%s AS bigint), CAST(%s AS integer), CAST(%s AS bigint))"
+    return (
+        f"WITH v (id, following, bytes, segments, step) AS (VALUES {', '.join([row] * count)}) "  # noqa: S608
+        'UPDATE tracker_writer SET "next" = v.following, hot_bytes = v.bytes, hot_segments = v.segments, '
+        "last_step = COALESCE(v.step, tracker_writer.last_step) FROM v WHERE tracker_writer.id = v.id"
+    )
 
 
 @dataclass(slots=True)
@@ -27,6 +49,22 @@ class Position:
     next: int
     hot_bytes: int
     hot_segments: int
+    last_step: int | None = None
+    """The highest step of what this transaction adds."""
+
+
+@dataclass(slots=True)
+class News:
+    """What one transaction will add: rows of segments and key lists, and where the writers stand then."""
+
+    now: Any
+    segments: list[tuple] = field(default_factory=list)
+    keysets: list[tuple] = field(default_factory=list)
+    positions: dict[str, Position] = field(default_factory=dict)
+
+    @classmethod
+    def begin(cls) -> News:
+        return cls(connection.ops.adapt_datetimefield_value(timezone.now()))
 
 
 @dataclass(slots=True)
@@ -76,17 +114,21 @@ class MetricStore:
 
     # -- segments -------------------------------------------------------------------------------------------------------------------
 
-    def position(self, cursor, writer: str) -> Position:
-        """The writer's row, locked until the transaction ends. Raises WriterUnknown."""
-        lock = " FOR UPDATE" if rows.on_postgres() else ""  # SQLite's whole transaction is the lock
-        cursor.execute(f'SELECT run_id, "next", hot_bytes, hot_segments FROM tracker_writer WHERE id = %s{lock}', [writer])  # noqa: S608
-        row = cursor.fetchone()
-        if row is None:
-            raise WriterUnknown
-        return Position(*row)
+    def positions(self, cursor, writers: list[str]) -> dict[str, Position]:
+        """These writers' rows, locked until the transaction ends; unknown ones are left out."""
+        if rows.on_postgres():
+            cursor.execute(f"SELECT id, {_POSITION} FROM tracker_writer WHERE id = ANY(%s) ORDER BY id FOR UPDATE", [writers])  # noqa: S608
+            return {writer: Position(*row) for writer, *row in cursor.fetchall()}
+        # SQLite's whole transaction is the lock. One row of JSON: each row fetched gives the interpreter's lock away.
+        cursor.execute(
+            f"SELECT json_group_array(json_array(id, {_POSITION})) FROM tracker_writer "  # noqa: S608
+            "WHERE id IN (SELECT value FROM json_each(%s))",
+            [json.dumps(writers)],
+        )
+        return {writer: Position(*row) for writer, *row in json.loads(cursor.fetchone()[0])}
 
-    def append(self, cursor, position: Position, batch: wire.Batch, body: bytes, encoding: str) -> bool:
-        """Store the batch if it starts at the writer's next record; False if all of it is stored already. Raises RangeConflict.
+    def append(self, position: Position, batch: wire.Batch, body: bytes, encoding: str, news: News) -> bool:
+        """Add the batch to ``news`` if it starts at the writer's next record; False if all of it is stored already. Raises RangeConflict.
 
         ``body`` is kept as it was sent. A batch without points (documents, holes) only moves ``next``.
         """
@@ -94,35 +136,32 @@ class MetricStore:
             return False
         if batch.first != position.next:
             raise RangeConflict(next=position.next)
-        points = batch.points
-        if points:
+        if batch.points:
             for frame in batch.frames:
                 if isinstance(frame, wire.Dense) and frame.is_new:
                     names = zlib.compress(json.dumps([frame.types, frame.keys], separators=(",", ":"), ensure_ascii=False).encode())
-                    cursor.execute(
-                        "INSERT INTO tracker_metrickeyset (run_id, keylist, names) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING",
-                        [batch.run, frame.keylist, names],
-                    )
-            now = connection.ops.adapt_datetimefield_value(timezone.now())
-            cursor.execute(
-                'INSERT INTO tracker_metricsegment (run_id, writer_id, "first", "last", points, lo_step, hi_step, keylists, encoding, '
-                "body, received_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
-                [
-                    batch.run, batch.writer, batch.first, batch.last, points, batch.lo_step, batch.hi_step, batch.keylists(), encoding,
-                    body, now,
-                ],
-            )  # fmt: skip
+                    news.keysets.append((batch.run, frame.keylist, names))
+            news.segments.append((
+                batch.run, batch.writer, batch.first, batch.last, batch.points, batch.lo_step, batch.hi_step, batch.keylists(), encoding,
+                body, news.now,
+            ))  # fmt: skip
             position.hot_bytes += len(body)
             position.hot_segments += 1
+        if batch.hi_step is not None:
+            position.last_step = batch.hi_step if position.last_step is None else max(batch.hi_step, position.last_step)
         position.next = batch.last + 1
+        news.positions[batch.writer] = position
         return True
 
-    def advance(self, cursor, writer: str, position: Position, last_step: int | None) -> None:
-        """Write the position back, once for all batches of the transaction."""
-        cursor.execute(
-            'UPDATE tracker_writer SET "next" = %s, hot_bytes = %s, hot_segments = %s, last_step = COALESCE(%s, last_step) WHERE id = %s',
-            [position.next, position.hot_bytes, position.hot_segments, last_step, writer],
-        )
+    def write(self, cursor, news: News) -> None:
+        """All of ``news`` in one statement a table, however many batches: statements, not bytes, are what a small batch costs."""
+        for keyset in news.keysets:
+            cursor.execute("INSERT INTO tracker_metrickeyset (run_id, keylist, names) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING", keyset)
+        if news.segments:
+            cursor.execute(_insert_segments(len(news.segments)), [value for row in news.segments for value in row])
+        if news.positions:
+            moved = [(writer, at.next, at.hot_bytes, at.hot_segments, at.last_step) for writer, at in sorted(news.positions.items())]
+            cursor.execute(_update_positions(len(moved)), [value for row in moved for value in row])
 
     def segment_heads(self, cursor, run: str, writer: str | None = None, since: int = 0) -> list[SegmentHead]:
         """The hot segments of a run (or one writer's) whose last record is ``since`` or later, without their bodies, in order."""

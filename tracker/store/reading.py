@@ -47,6 +47,8 @@ class Piece:
     steps: np.ndarray
     times: np.ndarray
     values: np.ndarray
+    is_rising: bool = False
+    """Known to rise in records and steps."""
 
 
 @dataclass
@@ -304,7 +306,7 @@ class _Source:
                 values = blocks.decode_column(
                     directory.columns[column], blob_store().read(object_key, *blocks.column_span(directory.columns[column]))
                 )
-            yield key, Piece(axis.records, axis.steps, axis.times, values)
+            yield key, Piece(axis.records, axis.steps, axis.times, values, axis.is_rising)
 
     def _frame_pieces(self, frame: wire.Dense | wire.Sparse) -> Iterable[tuple[str, Piece]]:
         if isinstance(frame, wire.Dense):
@@ -363,6 +365,12 @@ class _Source:
 
     def _cut(self, piece: Piece, first: int) -> Piece:
         steps = piece.steps
+        if piece.is_rising:
+            a = max(int(np.searchsorted(steps, self.lo_step, "left")), int(np.searchsorted(piece.records, first, "left")))
+            b = int(np.searchsorted(steps, self.hi_step, "right"))
+            if a == 0 and b == len(steps):
+                return piece
+            return Piece(piece.records[a:b], steps[a:b], piece.times[a:b], piece.values[a:b], True)
         if (
             piece.records[0] >= first
             and (self.lo_step == LO or steps.min() >= self.lo_step)

@@ -11,7 +11,9 @@ from django.db import connection, transaction
 IS_POSTGRES = "postgresql"
 
 
+@functools.cache
 def on_postgres() -> bool:
+    """Looked up once: Django finds the thread's connection anew at each use."""
     return connection.vendor == IS_POSTGRES
 
 
