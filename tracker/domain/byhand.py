@@ -87,11 +87,10 @@ def _environment(environment: dict[str, Any]) -> str:
         note = "" if origin.get("kind") in (None, "index") else f"  # {_plain(origin.get('kind'))} {_plain(origin.get('url'))}"
         pins.append(f"{_plain(package.get('name'))}=={_plain(package.get('version'))}{note}")
     wheel = _object(environment.get("sdk")).get("wheel")
-    own = (
-        f"\n\nEncore's own package is the wheel `blobs/{wheel.removeprefix('blake3:')}`\n(pip wants it named as a wheel: `encore_tracker-VERSION-py3-none-any.whl`)."
-        if isinstance(wheel, str)
-        else ""
-    )
+    own = ""
+    if isinstance(wheel, str):
+        named = "(pip wants it named as a wheel: `encore_tracker-VERSION-py3-none-any.whl`)"
+        own = f"\n\nEncore's own package is `blobs/{wheel.removeprefix('blake3:')}`\n{named}."
     return f"{_block(lines)}\n\nPackages, as `requirements.txt`:\n\n{_block(pins or ['(none captured)'])}{own}"
 
 
@@ -123,7 +122,7 @@ def _command(command: dict[str, Any]) -> str:
     text = _block([*lines, " ".join(_shell(word) for word in words)])
     masked = _words(command.get("env_masked"))
     secrets = f"\n\nSecrets are never stored. Set them yourself:\n\n{_block(sorted(masked))}" if masked else ""
-    return f"{text}\n\nIt ran in this folder:\n\n{_block([_plain(command.get('cwd'))])}{secrets}"
+    return f"{text}\n\nLeave out what names folders of the other machine. It ran in:\n\n{_block([_plain(command.get('cwd'))])}{secrets}"
 
 
 def _block(lines: list[str]) -> str:
