@@ -13,7 +13,7 @@ import importlib
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlencode
 
 from . import _settings
@@ -21,6 +21,7 @@ from ._transport import Transport
 from .errors import EncoreError, ServerRefused, UsageError
 
 PAGE = 200
+DOWNLOAD_SECONDS = 1800.0
 _ID = re.compile(r"[a-z2-7]{26}")
 _PREFIX = re.compile(r"[a-z2-7]{4,25}")
 _SPECIAL = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf"), "-0.0": -0.0}
@@ -55,6 +56,10 @@ class Api:
         """A GET below /api/v1; what is None is left out of the query."""
         given = {name: value for name, value in query.items() if value not in (None, "")}
         return self._transport.call("GET", f"{path}?{urlencode(given)}" if given else path)
+
+    def download(self, path: str, file: BinaryIO) -> int:
+        """A GET whose bytes go into ``file``; how many. The server may take minutes to put them together."""
+        return self._transport.download(path, file, DOWNLOAD_SECONDS)
 
     def post(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         return self._transport.call("POST", path, dict(body or {}))
@@ -209,6 +214,10 @@ class Run:
 
     def preflight(self) -> dict[str, Any]:
         return self._api.get(f"runs/{self.id}/preflight")
+
+    def bundle(self, file: BinaryIO) -> int:
+        """Writes the run's bundle (a zip that can be followed without Encore) into ``file``; its bytes."""
+        return self._api.download(f"runs/{self.id}/bundle", file)
 
     def stop(self) -> None:
         self._api.post(f"runs/{self.id}/stop")

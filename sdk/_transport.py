@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import socket
 import ssl
 import zlib
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from ._settings import VERSION
@@ -16,6 +18,7 @@ from .errors import ServerRefused, ServerUnreachable, UsageError
 CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 60.0
 LEAST_WORTH_COMPRESSING = 256
+_PIECE = 1 << 20
 
 
 class Answer:
@@ -90,6 +93,34 @@ class Transport:
                     raise ServerUnreachable(f"{self.url}: {_words(error)}") from None
         raise AssertionError("unreachable")
 
+    def download(self, path: str, file: BinaryIO, answer_seconds: float) -> int:
+        """The answer's bytes into ``file``, piece by piece; how many. ServerUnreachable also when it breaks off."""
+        self.close()
+        sent = {"User-Agent": f"encore-sdk/{VERSION}", **({"Authorization": f"Bearer {self.token}"} if self.token else {})}
+        size, expected = 0, None
+        try:
+            with _said(self.url):
+                connection = self._connect()
+                connection.sock.settimeout(answer_seconds)
+                connection.request("GET", f"{self._path}/api/v1/{path}", headers=sent)
+                response = connection.getresponse()
+                if response.status != 200:
+                    raise Answer(response.status, {name.lower(): value for name, value in response.getheaders()}, response.read()).error()
+                expected = response.length
+            while True:
+                with _said(self.url):
+                    chunk = response.read(_PIECE)
+                if not chunk:
+                    break
+                size += len(chunk)
+                file.write(chunk)
+        finally:
+            self.close()
+        # A read in pieces does not say that the end came too early.
+        if expected is not None and size != expected:
+            raise ServerUnreachable(f"{self.url}: the answer broke off after {size} of {expected} bytes")
+        return size
+
     def _connect(self) -> http.client.HTTPConnection:
         if self._connection is None:
             if self._secure:
@@ -101,8 +132,6 @@ class Transport:
             connection.connect()
             connection.sock.settimeout(self.answer_seconds)
             with contextlib.suppress(OSError):
-                import socket
-
                 connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._connection = connection
         return self._connection
@@ -112,6 +141,14 @@ class Transport:
         if connection is not None:
             with contextlib.suppress(Exception):
                 connection.close()
+
+
+@contextlib.contextmanager
+def _said(url: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, http.client.HTTPException) as error:
+        raise ServerUnreachable(f"{url}: {_words(error)}") from None
 
 
 def _words(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from .. import _settings
 from ..errors import EncoreError
 
 OWN = ("sync", "status", "login", "run", "doctor")
-QUERIES = ("runs", "history", "reproduce", "preflight")
+QUERIES = ("runs", "history", "reproduce", "preflight", "export")
 ELSEWHERE = {"up": "server", "user": "server", "token": "server", "project": "server", "worker": "runner"}
 
 

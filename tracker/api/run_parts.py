@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from django.http import HttpResponse
+import tempfile
+
+from django.http import FileResponse, HttpResponse
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework import serializers
@@ -10,7 +12,7 @@ from rest_framework.response import Response
 
 from tracker.api.views import View, listed, page_of, whole
 from tracker.domain.errors import Invalid
-from tracker.services import console, preflight, runs, sources
+from tracker.services import bundles, console, preflight, runs, sources
 
 
 class LogShape(serializers.Serializer):
@@ -120,3 +122,19 @@ class FileContent(View):
         content = sources.content(run, path, whole(request.query_params.get("attempt"), "attempt"))
         # Never a type that a browser would run, whatever the file is called.
         return HttpResponse(content, content_type="text/plain; charset=utf-8", headers={"X-Content-Type-Options": "nosniff"})
+
+
+class Bundle(View):
+    @extend_schema(operation_id="run_bundle", responses={(200, "application/zip"): OpenApiTypes.BINARY})
+    def get(self, request, id):
+        run = runs.get(user=request.user, run_id=id)
+        # Whole before the first byte goes out: what is wrong is answered as an error, not as half a file.
+        file = tempfile.TemporaryFile()  # noqa: SIM115 the response closes it
+        try:
+            bundles.write(user=request.user, run=run, file=file)
+            file.seek(0)
+        except BaseException:
+            file.close()
+            raise
+        headers = {"Cache-Control": "private, no-store", "Content-Security-Policy": "sandbox; default-src 'none'"}
+        return FileResponse(file, as_attachment=True, filename=f"{run.id}.zip", content_type="application/zip", headers=headers)

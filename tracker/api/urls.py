@@ -23,6 +23,7 @@ urlpatterns = [
     path("runs/<str:id>/preflight", run_parts.Preflight.as_view()),
     path("runs/<str:id>/files", run_parts.Files.as_view()),
     path("runs/<str:id>/files/content", run_parts.FileContent.as_view()),
+    path("runs/<str:id>/bundle", run_parts.Bundle.as_view()),
     path("runs/<str:id>/reproductions", reproductions.OfRun.as_view()),
     path("series", series),
     path("blobs/<str:digest>", blobs.get),

@@ -42,6 +42,7 @@ MATRIX = {
     ("GET", "runs/<str:id>/preflight"): READ,
     ("GET", "runs/<str:id>/files"): READ,
     ("GET", "runs/<str:id>/files/content"): set(),  # nobody: this run has no files
+    ("GET", "runs/<str:id>/bundle"): READ,
     ("POST", "runs/<str:id>/reproductions"): EDIT,
     ("POST", "series"): PERSON,  # a stranger is answered no series
     ("GET", "blobs/<str:digest>"): READ | {"job"},
