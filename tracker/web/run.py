@@ -164,7 +164,9 @@ def _charts(request: HttpRequest, run_id: str, tab: str) -> HttpResponse:
     context.update(
         sections=sections(names[:MOST_PANELS], system=tab == "system"),
         more=len(names) > MOST_PANELS,
-        ranks=max([row["ranks"] for row in found] + [run.writers.filter(kind="trainer").values("rank").distinct().count()]),
+        ranks=1
+        if tab == "system"
+        else max([row["ranks"] for row in found] + [run.writers.filter(kind="trainer").values("rank").distinct().count()]),
         most=MOST_PANELS,
         chart_runs_json=json.dumps([{"id": run.id, "name": run.name, "colour": 0}]),
     )
