@@ -23,6 +23,24 @@
     if (size > 0 && size < 1e-3) return value.toExponential(1).replace(".0e", "e");
     return String(+value.toPrecision(6));
   };
+  const UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+  const bytes = (value, tail, digits = 3) => {
+    let [size, at] = [value, 0];
+    while (Math.abs(size) >= 1024 && at < UNITS.length - 1) { size /= 1024; at += 1; }
+    return `${+size.toPrecision(Math.abs(size) >= 1000 ? 4 : digits)} ${UNITS[at]}${tail}`;
+  };
+  // What a key's name says it counts: "" or how to write its values.
+  Encore.unit = (key) => {
+    const found = /(?:^|[/_.])bytes(_per_second|_per_s|\/s)?$/i.exec(key);
+    return found ? (value) => bytes(value, found[1] ? "/s" : "", 4) : null;
+  };
+  // Ticks at powers of two times 1, 2 or 4, as bytes are read.
+  const byteTicks = (low, high, most) => {
+    let step = 2 ** Math.max(0, Math.ceil(Math.log2((high - low) / Math.max(1, most))));
+    const ticks = [];
+    for (let at = Math.ceil(low / step) * step; at <= high; at += step) ticks.push(at);
+    return ticks;
+  };
   const axisDuration = (seconds) => {
     const s = Math.abs(seconds);
     if (s < 60) return `${+seconds.toPrecision(3)}s`;
@@ -115,6 +133,7 @@
       const font = `11px ${css("--mono")}`;
       const axis = { stroke: css("--faint"), grid, ticks: { show: false }, font, gap: 4 };
       const relative = options.x === "relative";
+      const unit = options.unit || null;
       this.plot = new uPlot({
         width: Math.max(120, this.element.clientWidth),
         height: options.height || 204,
@@ -126,7 +145,11 @@
         },
         axes: [
           { ...axis, size: 24, space: 64, ...(options.x === "wall" ? {} : { values: (_, all) => all.map(relative ? axisDuration : axisNumber) }) },
-          { ...axis, size: 56, space: 32, values: (_, all) => all.map((value) => (value === null || value === undefined ? "" : axisNumber(value))) },
+          {
+            ...axis, size: unit ? 72 : 56, space: 32,
+            values: (_, all) => all.map((value) => (value === null || value === undefined ? "" : unit ? unit(value) : axisNumber(value))),
+            ...(unit && !options.log ? { splits: (u, _, low, high) => byteTicks(low, high, Math.floor(u.bbox.height / uPlot.pxRatio / 32)) } : {}),
+          },
         ],
         series: [{}, { paths: () => null, points: { show: false } }],
         cursor: {
@@ -178,7 +201,7 @@
       const ratio = uPlot.pxRatio;
       ctx.save();
       ctx.beginPath();
-      ctx.rect(to.left, to.top, to.width, to.height);
+      ctx.rect(to.left - 4 * ratio, to.top, to.width + 8 * ratio, to.height); // a dot on the first or last step is drawn whole
       ctx.clip();
       ctx.lineJoin = "round";
       for (const line of this.lines) if (!line.hidden) this.band(ctx, line, to, ratio);
@@ -317,8 +340,9 @@
       this.dot.style.background = line.colour;
       if (!out) return;
       const step = line.steps ? `step ${grouped(line.steps[i])}` : Encore.xText(x, line.x[i]);
-      const raw = this.lines.length === 1 && this.options.smooth > 0 && line.base[i] !== value ? ` (${Encore.shortNumber(line.base[i])})` : "";
-      const band = this.lines.length === 1 && line.min && line.min[i] < line.max[i] ? ` [${Encore.shortNumber(line.min[i])}, ${Encore.shortNumber(line.max[i])}]` : "";
+      const short = (of) => (this.options.unit && Number.isFinite(of) ? this.options.unit(of) : Encore.shortNumber(of));
+      const raw = this.lines.length === 1 && this.options.smooth > 0 && line.base[i] !== value ? ` (${short(line.base[i])})` : "";
+      const band = this.lines.length === 1 && line.min && line.min[i] < line.max[i] ? ` [${short(line.min[i])}, ${short(line.max[i])}]` : "";
       out.textContent = "";
       if (line.label && this.lines.length > 1) {
         const name = document.createElement("span");
@@ -328,7 +352,7 @@
         out.append(name);
       }
       const number = document.createElement("b");
-      number.textContent = Encore.shortNumber(value);
+      number.textContent = short(value);
       out.append(number, `${raw}${band} · ${step}`);
       out.title = String(value);
     }

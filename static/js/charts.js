@@ -42,7 +42,7 @@
         const plot = element.querySelector(".plot");
         const panel = { element, key: element.dataset.chart, plot, visible: false, generation: -1, answer: [], width: 0, cursor: null };
         panel.chart = new Encore.Chart(plot, {
-          x: this.state.x, log: this.state.log, smooth: this.state.smooth, group: this.group, out: element.querySelector("output"),
+          x: this.state.x, log: this.state.log, smooth: this.state.smooth, unit: Encore.unit(panel.key), group: this.group, out: element.querySelector("output"),
           marks: element.dataset.marks ? JSON.parse(element.dataset.marks) : [],
           height: Number(element.dataset.height) || 204,
           onZoom: (from, to) => this.change({ from, to }),
@@ -131,6 +131,7 @@
         panel.key = choice.dataset.showKey;
         panel.element.dataset.chart = panel.key;
         panel.element.querySelector(".key-name").textContent = panel.key;
+        panel.chart.options.unit = Encore.unit(panel.key);
         panel.chart.options.marks = choice.dataset.marks ? JSON.parse(choice.dataset.marks) : [];
         panel.ranks = choice.dataset.rank !== undefined && choice.dataset.rank !== "" ? [Number(choice.dataset.rank)] : null;
         document.querySelectorAll("[data-show-key]").forEach((other) => other.closest("tr")?.classList.toggle("selected", other === choice));
@@ -282,7 +283,7 @@
       const foot = panel.element.querySelector(".drawn");
       if (foot) {
         const exact = lines.every((line) => line.exact);
-        foot.textContent = !lines.length ? "" : exact ? `${stored.toLocaleString("en-US")} points` : `${drawn.toLocaleString("en-US")} of ${stored.toLocaleString("en-US")} points drawn`;
+        foot.textContent = !lines.length ? "" : exact ? `${stored.toLocaleString("en-US")} point${stored === 1 ? "" : "s"}` : `${drawn.toLocaleString("en-US")} of ${stored.toLocaleString("en-US")} points drawn`;
         foot.title = exact ? "Every point is drawn" : "Each pixel column shows the least, greatest and mean of its points; drag over a range to see every point";
       }
       const odd = panel.element.querySelector(".odd");

@@ -82,6 +82,7 @@
     get search() { return this.form?.elements.q?.value.trim() || ""; }
 
     async restart() {
+      this.turn = (this.turn || 0) + 1; // an answer to the question before would be added to this one's
       this.open.clear();
       this.list.textContent = "";
       this.count = 0;
@@ -92,16 +93,18 @@
 
     async load(range) {
       this.busy = true;
+      const { turn } = this;
       const url = new URL(this.root.dataset.logs, window.location);
       for (const name of ["rank", "stream", "q"]) { const value = this.form?.elements[name]?.value; if (value) url.searchParams.set(name, value); }
       for (const [name, value] of Object.entries(range)) if (value !== null) url.searchParams.set(name, value);
       try {
         const answer = await (await Encore.fetch(url)).json();
+        if (turn !== this.turn) return;
         this.show(answer, range);
         Encore.stale(false);
       } catch (error) {
         if (this.count) Encore.stale(true); else this.say(error.message);
-      } finally { this.busy = false; }
+      } finally { if (turn === this.turn) this.busy = false; }
     }
 
     say(text) { this.note.textContent = text; this.note.hidden = !text; }
@@ -133,7 +136,7 @@
       }
       const earlier = this.root.querySelector("[data-earlier]");
       if (earlier && range.after === undefined) earlier.hidden = !answer.earlier;
-      const words = this.search ? "No line contains that." : this.live ? "Nothing printed yet; lines show here as they come." : "This run printed nothing.";
+      const words = this.search ? "No line contains that." : this.live ? "Nothing printed yet; lines show here as they come." : this.root.dataset.none || "This run printed nothing.";
       this.say(this.count ? "" : words);
       if (answer.more && !before) this.load({ after: this.last });
     }

@@ -17,6 +17,7 @@
 
   function element(old, fresh) {
     if (old.isEqualNode(fresh) || old.hasAttribute("data-own")) return;
+    if (old.dataset.since && old.dataset.since === fresh.dataset.since) return; // it counts by itself
     attributes(old, fresh);
     if (/^(INPUT|TEXTAREA|SELECT)$/.test(old.tagName)) return;
     children(old, fresh);

@@ -7,6 +7,7 @@ from tracker.web import format
 register = template.Library()
 
 register.filter("number", format.number)
+register.filter("metric", format.metric)
 register.filter("value", format.value)
 register.filter("duration", format.duration)
 register.filter("age", format.age)

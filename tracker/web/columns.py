@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from django.db.models import Count, Q
 
 from tracker.domain import keys
 from tracker.models import RunValue
+from tracker.web import format
 
 DEFAULT_CONFIG = 4
 DEFAULT_SUMMARY = 5
@@ -29,6 +31,10 @@ class Column:
     decimal: bool = False
 
     @property
+    def unit(self) -> str:
+        return format.unit(self.path) if self.kind == "summary" else ""
+
+    @property
     def name(self) -> str:
         return f"{self.kind}.{self.path}"
 
@@ -43,14 +49,31 @@ def choices(run_ids: list[str]) -> list[dict]:
     )
 
 
-def default(found: list[dict]) -> list[str]:
-    """Config keys that differ between the runs, and the summary metrics that most of them have; system metrics are never the point."""
-    config = [row for row in found if row["kind"] == "config"]
-    differing = [row for row in config if row["numbers"] + row["texts"] > 1] or config
+def is_constant(row: dict) -> bool:
+    return row["numbers"] + row["texts"] <= 1
+
+
+def default(found: list[dict], told: Collection[tuple[str, str]] = ()) -> list[str]:
+    """Config keys that differ between the runs, and the summary metrics that most of them have; system metrics are never the point.
+
+    ``told``: (kind, path) of what another column says already, such as a config's own copy of the run's name.
+    """
+    config = [row for row in found if row["kind"] == "config" and ("config", row["path"]) not in told]
+    differing = [row for row in config if not is_constant(row)] or config
     summary = [row for row in found if row["kind"] == "summary" and not row["path"].startswith("system/")]
     summary.sort(key=lambda row: (-row["runs"], *first_look(row["path"])))
     chosen = [f"config.{row['path']}" for row in differing[:DEFAULT_CONFIG]]
     return chosen + [f"summary.{row['path']}" for row in summary[:DEFAULT_SUMMARY]]
+
+
+def told_already(runs: list) -> set[tuple[str, str]]:
+    """Config paths whose value is in each run its name or its project: the table has columns for those."""
+    told: set[tuple[str, str]] = set()
+    for say in (lambda run: {run.name, run.name.removesuffix(" (rerun)")}, lambda run: {run.project.slug, run.project.name}):
+        having = [run for run in runs if isinstance(run.config, dict)]
+        paths = {path for run in having for path, value in run.config.items() if isinstance(value, str)}
+        told |= {("config", path) for path in paths if all(run.config.get(path, None) in {*say(run), None} for run in having)}
+    return told
 
 
 def parse(names: list[str]) -> list[Column]:

@@ -6,6 +6,7 @@ import json
 import math
 import zlib
 
+from django.db.models import Count
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.urls import reverse
@@ -13,6 +14,7 @@ from django.urls import reverse
 from tracker.domain import facts, keys
 from tracker.domain.lifecycle import RunState
 from tracker.models import Attempt, KeyDefinition, MetricSummary, Run
+from tracker.web import format
 from tracker.web import run as runs_page
 from tracker.web.page import page, show
 from tracker.web.summaries import last_values
@@ -102,7 +104,8 @@ def _charts(context: dict, runs: list[Run], base: Run) -> None:
     if system:
         sections.append({"name": "system", "keys": system, "open": False})
     data = [{"id": run.id, "name": run.name, "colour": run.colour} for run in runs]
-    context.update(sections=sections, more=len(own) > MOST_KEYS, most=MOST_KEYS, ranks=1, chart_runs_json=json.dumps(data))
+    ranks = summaries.aggregate(ranks=Count("rank", distinct=True))["ranks"] or 1
+    context.update(sections=sections, more=len(own) > MOST_KEYS, most=MOST_KEYS, ranks=ranks, chart_runs_json=json.dumps(data))
 
 
 def _table(context: dict, rows: list[dict]) -> None:
@@ -152,7 +155,9 @@ def _summary(context: dict, runs: list[Run], base: Run) -> None:
         best = _best([cell["value"] for cell in cells], goal)
         for cell in cells:
             cell["best"] = best is not None and cell["value"] == best and len(runs) > 1
-        rows.append({"name": name, "cells": cells, "goal": goal, "differs": any(cell["differs"] for cell in cells)})
+        rows.append(
+            {"name": name, "cells": cells, "goal": goal, "unit": format.unit(name), "differs": any(cell["differs"] for cell in cells)}
+        )
     _table(context, rows)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from datetime import datetime, timezone
 
 from django.utils.html import format_html
@@ -72,6 +73,8 @@ def value(thing) -> SafeString:
         return mark_safe('<span class="v-null">null</span>')
     if isinstance(thing, bool):
         return format_html('<span class="v-bool">{}</span>', exact(thing))
+    if isinstance(thing, int):  # a seed or an id cut to four digits would be another one
+        return format_html('<data class="num" value="{}">{}</data>', thing, f"{thing:,}" if abs(thing) < 10**6 else thing)
     if is_number(thing):
         return number(thing)
     if isinstance(thing, str):
@@ -149,6 +152,24 @@ def size(count) -> SafeString:
     if count is None or not is_number(count):
         return DASH
     return format_html('<span class="num" title="{} bytes">{}</span>', f"{int(count):,}", short_bytes(count))
+
+
+_BYTES = re.compile(r"(?:^|[/_.])bytes(_per_second|_per_s|/s)?$", re.IGNORECASE)
+
+
+def unit(key: str) -> str:
+    """``bytes``, ``bytes/s`` or nothing: what a metric's name says it counts."""
+    found = _BYTES.search(key)
+    return "" if found is None else "bytes/s" if found.group(1) else "bytes"
+
+
+def metric(thing, key: str) -> SafeString:
+    """A metric's value in the unit that its key names; all else as it is."""
+    counted = unit(key) if is_number(thing) and math.isfinite(thing) else ""
+    if not counted:
+        return number(thing)
+    text = short_bytes(thing) + ("/s" if counted == "bytes/s" else "")
+    return format_html('<data class="num" value="{}" title="{} {}">{}</data>', exact(thing), exact(thing), counted, text)
 
 
 WORDS = {"cancelled": "cancelled", "lost": "lost", "done": "done", "skipped": "skipped", "waiting": "waiting"}

@@ -7,6 +7,7 @@ import json
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
+from django.utils import timezone
 from django.views.decorators.http import require_POST
 
 from tracker.domain.errors import Forbidden, Invalid
@@ -16,6 +17,7 @@ from tracker.services import reproductions as service
 from tracker.services.workers import is_here
 from tracker.web import format
 from tracker.web import run as runs
+from tracker.web.columns import first_look
 from tracker.web.logs import chunks_answer
 from tracker.web.page import page, show
 from tracker.web.trees import flat
@@ -149,8 +151,13 @@ def detail(request: HttpRequest, reproduction_id: str) -> HttpResponse:
     kind, words = format.seal_kind(verdict)
     rows = (verdict or {}).get("per_metric") or []
     first = verdict and verdict.get("metric")
-    evident = [row["key"] for row in rows if row.get("evidence")] or [row["key"] for row in rows]
-    chart_key = first or (evident[0] if evident else next(iter(runs.headline(one.original, 1)), None))
+    # The longest curve that is evidence says most about how alike the two are.
+    best = min(
+        rows,
+        key=lambda row: (not row.get("evidence"), -(row.get("compared") or 0), -(row.get("logged") or 0), first_look(row["key"])),
+        default=None,
+    )
+    chart_key = first or (best["key"] if best else next(iter(runs.headline(one.original, 1)), None))
     original, rerun = one.original, one.rerun
     chart_runs = [{"id": original.id, "name": "original", "colour": 0, "wide": True}]
     if rerun:
@@ -158,6 +165,7 @@ def detail(request: HttpRequest, reproduction_id: str) -> HttpResponse:
     for row in rows:
         gap = row.get("first_difference")
         row["marks"] = _marks(gap["step"]) if gap and gap.get("step") is not None else ""
+        row["drawn"] = row["key"] == chart_key and row.get("rank") == (verdict.get("rank") if first else best.get("rank"))
         row["rank_text"] = "" if row.get("rank") is None else row["rank"]
     context = {
         "title": f"Reproduction of {original.name}",
@@ -185,11 +193,19 @@ def detail(request: HttpRequest, reproduction_id: str) -> HttpResponse:
         "chart_runs_json": json.dumps(chart_runs),
         "can_edit": Run.objects.editable_by(request.user).filter(id=original.id).exists(),
         "waiting_for_worker": job.state == JobState.QUEUED.value and not any(is_here(w) for w in Worker.objects.all()),
-        "overrides": flat({name: changed for name, changed in (one.overrides or {}).items() if changed}),
+        "overrides": {name: changed for name, changed in flat(one.overrides or {}).items() if changed not in ({}, [], None)},
+        "not_compared": _by_reason((verdict or {}).get("not_compared") or []),
         "seconds": (job.finished_at - job.started_at).total_seconds() if job.finished_at and job.started_at else None,
         "rerun_live": bool(rerun and not RunState(rerun.state).is_terminal),
     }
     return show(request, "reproduction", "_live", context)
+
+
+def _by_reason(rows: list[dict]) -> dict[str, list[str]]:
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        reasons.setdefault(row.get("why") or "", []).append(row.get("key") or row.get("what") or "")
+    return reasons
 
 
 def _marks(step: int) -> str:
@@ -200,7 +216,8 @@ def _failure(one: Reproduction) -> dict | None:
     found = one.job.failure or (one.verdict or {}).get("reason")
     if not found:
         return None
-    return {**found, "mend": found.get("mend") or MEND.get(found.get("code", ""), "")}
+    said = bool(found.get("message")) and found["message"].rstrip(".") in (one.verdict or {}).get("sentence", "")
+    return {**found, "said": said, "mend": found.get("mend") or MEND.get(found.get("code", ""), "")}
 
 
 def steps(job) -> list[dict]:
@@ -210,14 +227,18 @@ def steps(job) -> list[dict]:
     for name in STEPS:
         step = done.get(name)
         seconds = (step.finished_at - step.started_at).total_seconds() if step and step.finished_at else None
+        running = (timezone.now() - step.started_at).total_seconds() if step else None
         over = JobState(job.state).is_terminal
         state = step.state if step else "skipped" if over else "waiting"
         if step and step.state == "running" and over:
             state = job.state if job.state in ("cancelled", "lost", "failed") else "done"
+        if state == "failed" and job.state == JobState.CANCELLED.value:
+            state = "cancelled"
         rows.append(
             {
                 "name": name, "word": WORDS[name], "state": state, "message": step.message if step else "",
-                "started_at": step.started_at if step else None, "seconds": seconds, "detail": step.detail if step else {},
+                "started_at": step.started_at if step else None, "seconds": seconds,
+                "running_for": running, "detail": step.detail if step else {},
             }
         )  # fmt: skip
     return rows

@@ -9,6 +9,7 @@ from django.db.models import Count
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
+from django.utils import timezone
 from django.views.decorators.http import require_POST
 
 from tracker.domain import keys
@@ -35,11 +36,17 @@ TABS = (
 )
 MOST_PANELS = 2000
 OPEN_PANELS = 60
+FEW_PANELS = 12
 SYSTEM = "system/"
 
 
 def find(request: HttpRequest, run_id: str) -> Run:
     return get_object_or_404(Run.objects.visible_to(request.user).select_related("project", "user", "reproduction"), id=run_id)
+
+
+def just_ended(run: Run) -> bool:
+    """Its last values and documents may still be on their way; pages look on for a while."""
+    return run.finished_at is not None and (timezone.now() - run.finished_at).total_seconds() < 30
 
 
 def head(request: HttpRequest, run: Run, tab: str) -> dict:
@@ -62,7 +69,7 @@ def head(request: HttpRequest, run: Run, tab: str) -> dict:
         ],
         "tab": tab,
         "tabs": [
-            {"name": name, "url": reverse(f"run-{key}", args=[run.id]), "current": key == tab, "count": counts.get(key)}
+            {"name": name, "url": reverse(f"run-{key}", args=[run.id]), "current": key == tab, "count": counts.get(key) or None}
             for key, name in TABS
         ],
         "attempts": attempts,
@@ -75,6 +82,8 @@ def head(request: HttpRequest, run: Run, tab: str) -> dict:
         "origin": getattr(run, "reproduction", None),
         "seconds": (run.finished_at - (run.started_at or run.created_at)).total_seconds() if run.finished_at else None,
         "since": run.started_at or run.created_at,
+        "running_for": (timezone.now() - (run.started_at or run.created_at)).total_seconds(),
+        "poll": 2 if not state.is_terminal or just_ended(run) else 15 if state is RunState.CRASHED else 0,
         "poll_url": request.path,
         "key_count": counts["charts"] + system_count,
     }
@@ -155,7 +164,9 @@ def _charts(request: HttpRequest, run_id: str, tab: str) -> HttpResponse:
     context.update(
         sections=sections(names[:MOST_PANELS], system=tab == "system"),
         more=len(names) > MOST_PANELS,
-        ranks=max((row["ranks"] for row in found), default=1),
+        ranks=1
+        if tab == "system"
+        else max([row["ranks"] for row in found] + [run.writers.filter(kind="trainer").values("rank").distinct().count()]),
         most=MOST_PANELS,
         chart_runs_json=json.dumps([{"id": run.id, "name": run.name, "colour": 0}]),
     )
@@ -171,11 +182,13 @@ def sections(names: list[str], system: bool = False) -> list[dict]:
         if system and not slash:
             prefix = rest.partition(".")[0].partition("_")[0]
         groups.setdefault(prefix if slash or system else "", []).append(key)
+    if system and len(names) <= FEW_PANELS:
+        groups = {"": sorted(names)}  # headings would only spread them out
     out, shown = [], 0
     # What judges a model comes before what clocks a machine.
     order = {prefix: min(first_look(key) for key in members)[:3] for prefix, members in groups.items()}
     for prefix, members in sorted(groups.items(), key=lambda one: (order[one[0]], one[0])):
-        out.append({"name": prefix or "metrics", "keys": members, "open": shown < OPEN_PANELS})
+        out.append({"name": prefix or ("system" if system else "metrics"), "keys": members, "open": shown < OPEN_PANELS})
         shown += len(members)
     return out
 

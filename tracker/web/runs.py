@@ -12,10 +12,12 @@ from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.http import require_POST
 
 from tracker.domain.errors import FilterMistake
+from tracker.domain.lifecycle import RunState
 from tracker.models import Project, Run
 from tracker.services import runs as service
 from tracker.web import columns as table
 from tracker.web.page import page, show
+from tracker.web.run import just_ended
 
 LIMIT = 50
 STATE_FIELDS = ("filter", "sort", "columns", "archived")
@@ -65,7 +67,7 @@ def _table(request: HttpRequest, project: Project | None) -> HttpResponse:
         mistake = {"message": error.message, "column": error.fields.get("column")}
         mistake["pointer"] = " " * (max(1, int(mistake["column"] or 1)) - 1) + "^" if mistake["column"] else ""
     choice = table.choices([run.id for run in found])
-    names = [name for name in state["columns"].split(",") if name] or table.default(choice)
+    names = [name for name in state["columns"].split(",") if name] or table.default(choice, table.told_already(found))
     columns = table.parse(names)
     table.fill(found, columns)
     for run in found:
@@ -86,6 +88,7 @@ def _table(request: HttpRequest, project: Project | None) -> HttpResponse:
         "mistake": mistake,
         "next": link(state, cursor=following) if following else "",
         "first": link(state) if cursor else "",
+        "every": 2 if any(not RunState(run.state).is_terminal or just_ended(run) for run in found) else 4,
         "poll": "?" + request.GET.urlencode(),
         "archived_link": link(state, archived="" if state["archived"] else "1"),
         "filtered": bool(state["filter"]),
@@ -97,7 +100,7 @@ def _table(request: HttpRequest, project: Project | None) -> HttpResponse:
 
 def _choices(found: list[dict], chosen: set[str]) -> dict:
     groups = {"config": [], "summary": []}
-    for row in found:
+    for row in sorted(found, key=lambda row: row["kind"] == "config" and table.is_constant(row)):
         name = f"{row['kind']}.{row['path']}"
         groups[row["kind"]].append({"name": name, "path": row["path"], "checked": name in chosen})
     for name in chosen:

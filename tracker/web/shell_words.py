@@ -17,6 +17,8 @@ def command_line(command: dict) -> str:
     launcher = command.get("launcher")
     if launcher and launcher.get("argv"):
         words = [str(word) for word in launcher["argv"]]
+        if len(words) > 1 and PurePath(words[0]).name.startswith("python") and not words[1].startswith("-"):
+            words = words[1:]  # an installed command's first line names the interpreter; people type the command
         words[0] = PurePath(words[0]).name
         return shlex.join(words)
     interpreter = PurePath(command.get("executable") or "python").name

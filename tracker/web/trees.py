@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tracker.web import format
+
 MOST = 3000
 """Leaves drawn of one tree; past that a page helps nobody and the API has the rest."""
 
@@ -20,8 +22,12 @@ def config_tree(value, budget: list[int] | None = None) -> list[dict]:
             nodes.append({"name": str(name), "children": config_tree(found, budget), "count": len(found)})
         else:
             budget[0] -= 1
-            nodes.append({"name": str(name), "value": found})
+            nodes.append({"name": str(name), "value": found, "unit": _is_size(name, found)})
     return nodes
+
+
+def _is_size(name, found) -> bool:
+    return format.is_number(found) and format.unit(str(name)) == "bytes"
 
 
 def file_tree(files: list[dict]) -> dict:

@@ -75,8 +75,9 @@ def _vendored():
 
 @pytest.fixture(scope="session")
 def chromium(_vendored):
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=WAIT)
     # Playwright's loop makes Django believe that the test is async; the ORM is used from this thread all the same.
     os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "true"
     with sync_playwright() as play:
