@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-DATA = Path(os.environ.get("ENCORE_EXAMPLES_DATA") or f"/var/tmp/encore-examples-{os.getuid()}")
+DATA = Path(os.environ.get("EXAMPLES_DATA") or f"/var/tmp/encore-examples-{os.getuid()}")
 if not all((DATA / name).exists() for name in ("table.csv", "folds.json")):
     # In a process of its own and before the tracking begins: making the data is no part of the training.
     subprocess.run([sys.executable, str(Path(__file__).with_name("prepare_data.py")), str(DATA)], check=True)

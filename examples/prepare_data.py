@@ -15,7 +15,7 @@ ROWS, FOLDS, SEED = 30_000, 5, 2024
 
 
 def folder() -> Path:
-    return Path(os.environ.get("ENCORE_EXAMPLES_DATA") or f"/var/tmp/encore-examples-{os.getuid()}")
+    return Path(os.environ.get("EXAMPLES_DATA") or f"/var/tmp/encore-examples-{os.getuid()}")
 
 
 def main(where: Path) -> None:

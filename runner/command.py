@@ -19,7 +19,7 @@ MEETING = {"standalone", "master-port", "master-addr", "rdzv-endpoint", "rdzv-ba
 SECRET = re.compile(r"\$\{secret:([^}]+)\}")
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 OTHERS = re.compile(
-    r"^(ENCORE_(?!EXAMPLES_)|TORCHELASTIC_|SLURM_|OMPI_COMM_WORLD_|CONDA_|(GLOBAL_|LOCAL_|GROUP_|ROLE_|NODE_)?(RANK|WORLD_SIZE)$|ROLE_|GROUP_|LOCAL_WORLD_SIZE$|MASTER_(ADDR|PORT)$"
+    r"^(ENCORE_|TORCHELASTIC_|SLURM_|OMPI_COMM_WORLD_|CONDA_|(GLOBAL_|LOCAL_|GROUP_|ROLE_|NODE_)?(RANK|WORLD_SIZE)$|ROLE_|GROUP_|LOCAL_WORLD_SIZE$|MASTER_(ADDR|PORT)$"
     r"|VIRTUAL_ENV|TMPDIR$|HOME$|PATH$|PWD$|PYTHONPATH$|PYTHONHOME$|PYTHONEXECUTABLE$|PYTHONUSERBASE$)"
 )
 """Belong to the original's launch, environment or machine; a rerun has its own."""

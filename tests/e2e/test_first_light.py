@@ -29,7 +29,7 @@ def house():
     for command in (["init", "-q"], ["add", "-A"], ["-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qm", "Examples"]):
         subprocess.run(["git", *command], cwd=work, check=True)
     up.work = work
-    up.environment = clean_environment(ENCORE_HOME=str(up.home), ENCORE_EXAMPLES_DATA=str(folder / "data"))
+    up.environment = clean_environment(ENCORE_HOME=str(up.home), EXAMPLES_DATA=str(folder / "data"))
     yield up
     if up.process.poll() is None:
         up.stop()

@@ -46,8 +46,15 @@ def test_the_program_sees_nothing_of_the_workers_environment(play, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-the-worker")
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     (play.repository / "train.py").write_text("import os\nfor k, v in sorted(os.environ.items()): print(k, v)\n")
-    recipe = play.recipe(command={"env": {"DATA_DIR": str(play.repository / "data"), "RANK": "0"}, "unset": ["OMP_NUM_THREADS"]})
+    recipe = play.recipe(
+        command={
+            "env": {"DATA_DIR": str(play.repository / "data"), "RANK": "0", "ENCORE_MODE": "offline", "ENCORE_OTHER": "1"},
+            "unset": ["OMP_NUM_THREADS"],
+        }
+    )
     ended = play(recipe)
+    assert "ENCORE_MODE online" in ended.output
+    assert "ENCORE_OTHER" not in ended.output
     assert "secret-of-the-worker" not in ended.output
     assert "key-" + ended.job not in ended.output
     assert "OMP_NUM_THREADS" not in ended.output

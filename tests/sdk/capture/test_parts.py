@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from sdk import _capture
-from sdk._capture import data, digests, environment, hardware, hook, launcher, node, numerics, system, wheel
+from sdk._capture import data, digests, environ, environment, hardware, hook, launcher, node, numerics, system, wheel
 
 from .fake import Fake
 
@@ -355,6 +355,14 @@ def test_flags_of_a_command_line(argv: list[str], expected: dict[str, Any]) -> N
 def test_the_interpreters_own_options_are_told_from_the_programs(orig: list[str], expected: Any) -> None:
     """Interpreter options end where the program begins."""
     assert _capture.command.split_orig_argv(orig) == expected
+
+
+def test_the_examples_own_variable_is_recorded() -> None:
+    """What an entry script asks for by name is recorded; what steers Encore itself never is."""
+    text = (Path(__file__).parents[3] / "examples" / "medical_cv.py").read_text()
+    asked = environ.asked_for(text + "os.environ['ENCORE_MODE']")
+    assert asked == {"EXAMPLES_DATA"}
+    assert environ.facts({"EXAMPLES_DATA": "/data", "ENCORE_MODE": "offline"}, asked=asked)["env"] == {"EXAMPLES_DATA": "/data"}
 
 
 def test_the_hook_is_set_once() -> None:
