@@ -94,3 +94,23 @@ def test_the_command_reads_as_one_would_type_it():
     )
     launcher = {"kind": "torchrun", "argv": ["/venv/bin/torchrun", "--nproc-per-node", "2", "train.py"]}
     assert command_line({"argv": ["train.py"], "launcher": launcher}) == "torchrun --nproc-per-node 2 train.py"
+
+
+def test_a_launcher_is_written_without_its_interpreter_and_folder():
+    launcher = {"kind": "torchrun", "argv": ["/opt/py/bin/python3.11", "/opt/py/bin/torchrun", "--nproc-per-node", "2", "train.py"]}
+    assert command_line({"argv": ["train.py"], "launcher": launcher}) == "torchrun --nproc-per-node 2 train.py"
+    launcher["argv"] = ["/opt/py/bin/python", "-m", "torch.distributed.run", "train.py"]
+    assert command_line({"argv": ["train.py"], "launcher": launcher}) == "python -m torch.distributed.run train.py"
+
+
+def test_metrics_that_count_bytes_are_binary_and_exact_on_hover():
+    html = format.metric(3 * 2**30, "system/memory_bytes")
+    assert ">3 GiB<" in html
+    assert 'value="3221225472"' in html
+    assert ">1.5 KiB/s<" in format.metric(1536.0, "system/disk_read_bytes_per_second")
+    assert format.metric(1536.0, "train/kilobytes_seen") == format.number(1536.0)
+    assert "NaN" in format.metric(float("nan"), "system/memory_bytes")
+
+
+def test_an_integer_of_a_config_is_never_cut():
+    assert ">18446744073709551615<" in format.value(2**64 - 1)
