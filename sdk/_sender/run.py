@@ -226,9 +226,13 @@ class RunSender:
             box.max_records = max(1, (chunk.last - chunk.first + 1) // 2)
             box.again_from(chunk.first)
             return True
-        answer = box.post(self.transport, body, encoding)
+        try:
+            answer = box.post(self.transport, body, encoding)
+            holed = box.refuse(self.transport, chunk, answer) if answer.status in (413, 422) else None
+        except ServerUnreachable:
+            box.again_from(box.next)  # what was read goes again, also when no later record calls for it
+            raise
         if answer.status in (413, 422):
-            holed = box.refuse(self.transport, chunk, answer)
             if holed is None:
                 return True
             answer = holed

@@ -112,6 +112,29 @@ def test_an_answer_cut_after_the_commit_doubles_nothing(shop: Shop, server: Serv
     assert len(cuts) == 4
 
 
+def test_the_last_batch_goes_again_when_the_server_was_away_and_no_record_follows(shop: Shop, server: Server) -> None:
+    """Each batch of the trainer's fails without an answer until the program has ended and its last record was tried."""
+    refused: list[str] = []
+    away = [True]
+
+    def fault(request: Request):
+        trainers = [name for name, writer in server.writers.items() if writer["kind"] == "trainer"]
+        if away and request.path.endswith("/batches") and any(name in request.path for name in trainers):
+            refused.append(request.path)
+            return "drop"
+        return None
+
+    server.faults.append(fault)
+    done = shop.run(training(3), server, ENCORE_FINISH_SECONDS="2")
+    assert done.returncode == 0
+    tried = len(refused)
+    assert tried
+    until(lambda: len(refused) > tried + 1, 5)
+    away.clear()
+    assert until(lambda: whole(server, 3)), done.stderr
+    assert until(lambda: server.finishes())
+
+
 def test_a_sender_killed_between_post_and_answer_neither_loses_nor_doubles(shop: Shop, server: Server) -> None:
     """kill -9 of the sender while the server holds its answer; finish() starts another, which goes on."""
     killed: list[int] = []
