@@ -31,6 +31,7 @@ def run(job: Job) -> str:
         "format": 1,
         "run": job.order.run,
         "job_folder": str(job.folder.path),
+        "root": str(job.folder.source),
         "config": config,
         "rng": rng,
         "redirect": job.prepared.redirect,

@@ -79,7 +79,9 @@ def begin(writer: Writer | None) -> None:
     started_us = _guard(state, "started", paths.process_started_us) or _installed_us
     found_entry = _guard(state, "entry", command.entry) or {"kind": "script", "name": None, "path": None}
     cwd = _cwd or os.getcwd()
-    root, _ = _guard(state, "root", lambda: paths.source_root(found_entry.get("path"), cwd)) or (cwd, False)
+    root = _rerun_root(rerun, found_entry.get("path"), cwd)
+    if root is None:
+        root, _ = _guard(state, "root", lambda: paths.source_root(found_entry.get("path"), cwd)) or (cwd, False)
     world = _world_size(writer)
     argv = _argv or list(sys.argv)
 
@@ -185,6 +187,14 @@ def _read_rerun() -> dict[str, Any] | None:
     return value
 
 
+def _rerun_root(rerun: dict[str, Any] | None, entry: str | None, cwd: str) -> str | None:
+    """A restored tree has no .git to tell its root, so the runner says it; else a script in a subfolder would seem to have moved."""
+    root = (rerun or {}).get("root")
+    if not isinstance(root, str) or paths.inside(entry or cwd, root) is None:
+        return None
+    return root
+
+
 def _world_size(writer: Writer) -> int:
     for source in (writer, getattr(writer, "settings", None), getattr(writer, "launch", None)):
         value = getattr(source, "world_size", None)
@@ -268,6 +278,7 @@ def _write_capture(
         "entry": found_entry,
         "pid": os.getpid(),
         "started_us": started_us,
+        "watched_us": _installed_us,
         "rank": writer.rank,
         "run": Path(writer.folder).parent.name,
         "modules": modules,

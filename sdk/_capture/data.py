@@ -115,7 +115,8 @@ class Fingerprints:
     def know(self, capture: dict[str, Any]) -> None:
         """Take the trainer's facts (again)."""
         self.root = capture.get("root") or self.root
-        started = capture.get("started_us") or 0
+        # What was written before the hook watched is an input, also if this program had it made: only from then on is it known who wrote.
+        started = capture.get("watched_us") or capture.get("started_us") or 0
         self.started_us = min(started, self.started_us) if started and self.started_us else started or self.started_us  # the first rank's
         self.skip = tuple(dict.fromkeys([*self.skip, *(capture.get("skip") or [])]))
         env = capture.get("env") or {}
@@ -300,7 +301,7 @@ class Fingerprints:
             value["cache"] = cache[1]
             self._cache(*cache)
         if by != "declared" and not cache and self.started_us and stat.st_mtime_ns // 1000 > self.started_us and not folder:
-            # Written since the start, by a writer that the hook does not see (C code, a child): the run's own.
+            # Written since the hook watches, by a writer that it does not see (C code, a child): the run's own.
             self._output(path, "mtime")
             return
         real = os.path.realpath(path)

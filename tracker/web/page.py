@@ -9,7 +9,7 @@ from django.contrib.auth.views import redirect_to_login
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import render
 
-from tracker.domain.errors import EncoreError, NotFound
+from tracker.domain.errors import EncoreError, Invalid, NotFound
 
 
 def page(view):
@@ -23,6 +23,7 @@ def page(view):
             answer["HX-Redirect"] = redirect_to_login(request.htmx.current_url_abs_path or "/")["Location"]
             return answer
         try:
+            _refuse_nul(request, kwargs)
             return asked(request, *args, **kwargs)
         except NotFound as error:
             raise Http404(error.message) from None
@@ -33,6 +34,15 @@ def page(view):
 
     asked = login_required(view)
     return wrapped
+
+
+def _refuse_nul(request: HttpRequest, kwargs: dict) -> None:
+    """No text that a page asks for holds a NUL, and PostgreSQL cannot be asked about one."""
+    if any("\x00" in str(part) for part in kwargs.values()):
+        raise NotFound
+    told = [request.GET, request.POST] if request.method == "POST" else [request.GET]
+    if any("\x00" in text for values in told for _, texts in values.lists() for text in texts):
+        raise Invalid("The address or the form holds a NUL character. Remove it.")
 
 
 def show(request: HttpRequest, noun: str, fragment: str, context: dict) -> HttpResponse:
