@@ -33,7 +33,7 @@ def build(job: Job) -> tuple[list[str], str]:
     assert job.environment is not None
     python = [str(job.environment.python), *[str(option) for option in recorded.get("interpreter_options") or []]]
     launcher = recorded.get("launcher")
-    entry = _entry(job, recorded.get("entry") or {}, argv)
+    entry = _entry(job, recorded.get("entry") or {}, argv, move)
     if launcher and (int(recorded.get("world_size") or 1) > 1 or launcher.get("kind") in MODULES):
         head = _launcher(job, launcher, argv, move, python)
     else:
@@ -41,7 +41,22 @@ def build(job: Job) -> tuple[list[str], str]:
     folder = job.folder.source / relative(recorded.get("cwd_in_root") or ".", "the working directory")
     if not folder.is_dir():
         folder.mkdir(parents=True)  # an empty folder is in no snapshot
-    return [*head, *entry, *arguments], str(folder)
+    return [*head, *_bootstrap(job), *entry, *arguments], str(folder)
+
+
+def _bootstrap(job: Job) -> list[str]:
+    """What `encore run` put before a program that has no line of ours: the same file, of the SDK in the run's own environment."""
+    if not job.order.command.get("bootstrap"):
+        return []
+    assert job.environment is not None
+    file = job.environment.site_packages / "sdk" / "_bootstrap.py"
+    if not file.is_file():
+        raise RecipeFailure(
+            "environment_failed",
+            "The run was started by `encore run`, which the SDK that the recipe carries does not have, so nothing of a rerun would be kept.",
+            missing="sdk/_bootstrap.py",
+        )
+    return [str(file)]
 
 
 def mover(job: Job) -> Callable[[str], str]:
@@ -87,13 +102,15 @@ def reveal(job: Job, text: str, where: str) -> str:
     return SECRET.sub(value, text)
 
 
-def _entry(job: Job, entry: dict[str, Any], argv: list[str]) -> list[str]:
+def _entry(job: Job, entry: dict[str, Any], argv: list[str], move: Callable[[str], str]) -> list[str]:
     """How the program is named on the interpreter's command line."""
     kind = entry.get("kind")
     if kind == "module" and entry.get("name"):
         return ["-m", str(entry["name"])]
     if kind == "code" and entry.get("code"):
         return ["-c", reveal(job, str(entry["code"]), "the program")]
+    if kind == "command" and argv and job.order.command.get("bootstrap"):
+        return ["--command", move(argv[0])]
     if kind != "script":
         raise RecipeFailure(
             "source_missing",
