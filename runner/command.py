@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
-from runner.environments.venv import site_packages
 from runner.errors import RecipeFailure
 from runner.job import Job
 from runner.order import inside, relative
@@ -34,31 +33,30 @@ def build(job: Job) -> tuple[list[str], str]:
     assert job.environment is not None
     python = [str(job.environment.python), *[str(option) for option in recorded.get("interpreter_options") or []]]
     launcher = recorded.get("launcher")
-    entry = _entry(job, recorded.get("entry") or {}, argv)
+    entry = _entry(job, recorded.get("entry") or {}, argv, move)
     if launcher and (int(recorded.get("world_size") or 1) > 1 or launcher.get("kind") in MODULES):
         head = _launcher(job, launcher, argv, move, python)
     else:
-        head = [*python, *_bootstrap(job, recorded)]
+        head = python
     folder = job.folder.source / relative(recorded.get("cwd_in_root") or ".", "the working directory")
     if not folder.is_dir():
         folder.mkdir(parents=True)  # an empty folder is in no snapshot
-    return [*head, *entry, *arguments], str(folder)
+    return [*head, *_bootstrap(job), *entry, *arguments], str(folder)
 
 
-def _bootstrap(job: Job, recorded: dict[str, Any]) -> list[str]:
-    """A program that `encore run` tracked has no line of ours: it is started through the same bootstrap, or it would log nothing."""
-    if not recorded.get("bootstrap"):
+def _bootstrap(job: Job) -> list[str]:
+    """What `encore run` put before a program that has no line of ours: the same file, of the SDK in the run's own environment."""
+    if not job.order.command.get("bootstrap"):
         return []
     assert job.environment is not None
-    path = site_packages(job.environment.folder) / "sdk" / "_bootstrap.py"
-    if not path.is_file():
+    file = job.environment.site_packages / "sdk" / "_bootstrap.py"
+    if not file.is_file():
         raise RecipeFailure(
             "environment_failed",
-            "The run was tracked by `encore run`, and the recipe's SDK has no bootstrap to start it with. "
-            "Call sdk.init() in the program, or track it again with this version.",
+            "The run was started by `encore run`, which the SDK that the recipe carries does not have, so nothing of a rerun would be kept.",
             missing="sdk/_bootstrap.py",
         )
-    return [str(path)]
+    return [str(file)]
 
 
 def mover(job: Job) -> Callable[[str], str]:
@@ -104,13 +102,15 @@ def reveal(job: Job, text: str, where: str) -> str:
     return SECRET.sub(value, text)
 
 
-def _entry(job: Job, entry: dict[str, Any], argv: list[str]) -> list[str]:
+def _entry(job: Job, entry: dict[str, Any], argv: list[str], move: Callable[[str], str]) -> list[str]:
     """How the program is named on the interpreter's command line."""
     kind = entry.get("kind")
     if kind == "module" and entry.get("name"):
         return ["-m", str(entry["name"])]
     if kind == "code" and entry.get("code"):
         return ["-c", reveal(job, str(entry["code"]), "the program")]
+    if kind == "command" and argv and job.order.command.get("bootstrap"):
+        return ["--command", move(argv[0])]
     if kind != "script":
         raise RecipeFailure(
             "source_missing",

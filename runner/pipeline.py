@@ -80,17 +80,21 @@ def _step(job: Job, name: str, step: Callable[[Job], str]) -> None:
     try:
         message = step(job)
     except Stopped as stopped:
-        job.report.step(name, "failed", str(stopped))
+        job.report.step(name, _stopped(stopped), str(stopped))
         raise
     except Exception as error:
         if job.report.why is not None:  # what it ran into is only the way it was stopped
-            job.report.step(name, "failed", str(job.report.why))
+            job.report.step(name, _stopped(job.report.why), str(job.report.why))
             raise job.report.why from error
         detail = error.as_dict() if isinstance(error, (RecipeFailure, WorkerFault)) else {}
         job.report.step(name, "failed", getattr(error, "message", None) or str(error) or type(error).__name__, detail)
         raise
     failed = name == "execute" and job.failure is not None
     job.report.step(name, "failed" if failed else "done", message)
+
+
+def _stopped(why: Stopped) -> str:
+    return "cancelled" if isinstance(why, Cancelled) else "failed"
 
 
 def _evidence(job: Job | None) -> dict[str, Any] | None:

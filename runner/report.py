@@ -172,7 +172,7 @@ class Report:
             raise self.why
 
     def step(self, name: str, state: str, message: str = "", detail: dict[str, Any] | None = None) -> None:
-        """A step's state: ``running``, ``done``, ``failed`` or ``skipped``. A tracker out of reach does not stop the job."""
+        """A step's state: ``running``, ``done``, ``failed``, ``skipped`` or ``cancelled``. A tracker out of reach does not stop the job."""
         self.flush()
         self._write("steps", {"name": name, "state": state, "message": message, "detail": detail or {}}, patience_seconds=20)
 

@@ -47,6 +47,8 @@ def run(job: Job) -> str:
         "ENCORE_RERUN": str(job.folder.rerun),
         "ENCORE_HOME": str(job.folder.home / ".encore"),
     }
+    if job.order.command.get("bootstrap"):
+        env["ENCORE_RUN_NOTE"] = os.devnull  # so that the rerun's recipe says it too; how the program ended we see ourselves
     affinity, difference = devices.affinity_for(job.order.numerics.get("threads") or {})
     if difference:
         job.differs("usable cores", (job.order.numerics.get("threads") or {}).get("cores"), len(devices.usable_cores()))

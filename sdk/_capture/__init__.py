@@ -283,6 +283,7 @@ def _write_capture(
         "run": Path(writer.folder).parent.name,
         "modules": modules,
         "skip": list(hook.hook.skip) if hook.hook else [],
+        "console": paths.console_files(),
         "env": command.environ.facts()["env"],
     }
     _store_capture(writer, state)

@@ -10,6 +10,7 @@ from .. import _secrets
 from . import environ, launcher, paths
 
 MAX_ENTRY_BYTES = 1 << 20
+_BOOTSTRAP = os.path.join(paths.SDK_FOLDER, "_bootstrap.py")
 
 
 def split_orig_argv(orig: list[str]) -> tuple[list[str], list[str], str]:
@@ -35,6 +36,22 @@ def split_orig_argv(orig: list[str]) -> tuple[list[str], list[str], str]:
     return orig[1:], [], "-"
 
 
+def started() -> list[str]:
+    """`sys.orig_argv` without the bootstrap that `encore run` puts between the interpreter and the program."""
+    orig = list(getattr(sys, "orig_argv", []))
+    options, _, how = split_orig_argv(orig)
+    at = 1 + len(options)
+    if how == "script" and at < len(orig) and os.path.realpath(orig[at]) == os.path.realpath(_BOOTSTRAP):
+        del orig[at]
+    return orig
+
+
+def _other_program(orig: list[str]) -> str | None:
+    """What `encore run` was given to start, where that is no Python program."""
+    at = orig.index("--command") if "--command" in orig else 0
+    return orig[at + 1] if at and at + 1 < len(orig) and len(split_orig_argv(orig[:at])[0]) == at - 1 else None
+
+
 def entry(main: Any = None) -> dict[str, Any]:
     """The program's entry: `{"kind", "name", "path"}`; `path` is absolute or None."""
     main = main if main is not None else sys.modules.get("__main__")
@@ -47,7 +64,13 @@ def entry(main: Any = None) -> dict[str, Any]:
     if shell == "notebook":
         path = _notebook_path(main)
         return {"kind": "notebook", "name": os.path.basename(path) if path else None, "path": path}
-    how = split_orig_argv(list(getattr(sys, "orig_argv", [])))[2]
+    orig = started()
+    other = _other_program(orig)
+    if other:
+        # A bare name was looked for in PATH, and is no file of the user's.
+        path = os.path.abspath(other) if os.sep in other and not os.path.isabs(other) else None
+        return {"kind": "command", "name": os.path.basename(other), "path": path}
+    how = split_orig_argv(orig)[2]
     if file and how not in ("-c",):
         path = os.path.abspath(file)
         return {"kind": "script", "name": os.path.basename(path), "path": path}
@@ -82,8 +105,10 @@ def _code(orig: list[str]) -> str | None:
 
 def facts(*, cwd: str, root: str, world_size: int, argv: list[str], found_entry: dict[str, Any], asked: set[str]) -> dict[str, Any]:
     """The command section. `argv` is the one at import (programs change theirs); `asked` as in `environ.facts`."""
-    orig = list(getattr(sys, "orig_argv", []))
+    orig = started()
     options, _, how = split_orig_argv(orig)
+    if found_entry["kind"] == "command":
+        options, how = options[: options.index("--command")], "command"
     value: dict[str, Any] = {
         "argv": _secrets.mask_argv(argv),
         "executable": sys.executable,

@@ -94,6 +94,7 @@ class Fingerprints:
         self.started_us = 0
         self.home = os.path.expanduser("~")
         self.skip: tuple[str, ...] = (os.path.join(paths.SDK_FOLDER, ""),)
+        self.console: set[str] = set()
         self.caches: list[tuple[str, str]] = []
         self.in_source: set[str] = set()
         self.stored: set[str] = set()
@@ -119,6 +120,7 @@ class Fingerprints:
         started = capture.get("watched_us") or capture.get("started_us") or 0
         self.started_us = min(started, self.started_us) if started and self.started_us else started or self.started_us  # the first rank's
         self.skip = tuple(dict.fromkeys([*self.skip, *(capture.get("skip") or [])]))
+        self.console |= set(capture.get("console") or [])
         env = capture.get("env") or {}
         self.caches = []
         for kind, variable, below in _CACHES:
@@ -228,7 +230,7 @@ class Fingerprints:
             return
         slash = path.endswith(os.sep)
         path = os.path.abspath(path)
-        if by != "declared" and (path.startswith(self.skip) or paths.is_library(path)):
+        if by != "declared" and (path.startswith(self.skip) or path in self.console or paths.is_library(path)):
             return
         if mode == "d":
             self.made.add(os.path.join(path, ""))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from collections.abc import Iterable
 from functools import lru_cache
@@ -106,6 +107,21 @@ def cache_folder() -> str:
     return (
         os.path.join(home, "cache") if home else os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "encore")
     )
+
+
+def console_files() -> list[str]:
+    """The regular files that this process's stdout and stderr go to: the caller's log of the console, not an output of the program."""
+    found = []
+    for descriptor in (1, 2):
+        for folder in ("/proc/self/fd", "/dev/fd"):
+            try:
+                path = os.readlink(f"{folder}/{descriptor}")
+                if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    found.append(path)
+                break
+            except OSError:
+                continue  # closed, or a system that does not say
+    return list(dict.fromkeys(found))
 
 
 def process_started_us() -> int:

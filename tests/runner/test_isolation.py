@@ -184,6 +184,7 @@ def test_cancel_stops_the_whole_tree(play, isolation):
     thread.join(120)
     assert result["state"] == "cancelled"
     assert play.tracker.finished[job]["failure"]["code"] == "cancelled"
+    assert play.tracker.steps(job)["execute"] == "cancelled"
     assert all(gone(pid) for pid in found.values())
 
 

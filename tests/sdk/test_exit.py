@@ -129,7 +129,7 @@ def test_encore_run_knows_the_status_of_what_it_started(shop: Shop, server: Serv
 
 
 def test_encore_run_of_a_module_and_of_a_command(shop: Shop, server: Server) -> None:
-    """`python -m`, and a program that is not Python."""
+    """`python -m`, a program that is not Python, `python -c`: each is recorded as what it is, not as our bootstrap."""
     (shop.work / "pkg").mkdir()
     (shop.work / "pkg" / "__main__.py").write_text("import sys\nprint(sys.argv[1:], __package__)\n")
     done = shop.encore("run", "--", sys.executable, "-m", "pkg", "a", server=server)
@@ -137,7 +137,15 @@ def test_encore_run_of_a_module_and_of_a_command(shop: Shop, server: Server) -> 
     done = shop.encore("run", "--", "sh", "-c", "echo from the shell; exit 3", server=server)
     assert (done.returncode, done.stdout.strip()) == (3, "from the shell"), done.stderr
     assert until(lambda: any("from the shell" in doc["text"] for doc in server.docs("log")))
-    assert until(lambda: {data["exit_code"] for data in server.finishes().values()} == {0, 3})
+    done = shop.encore("run", "--", sys.executable, "-O", "-c", "import sys; print(sys.argv)", "b", server=server)
+    assert (done.returncode, done.stdout.strip()) == (0, "['-c', 'b']"), done.stderr
+    assert until(lambda: {data["exit_code"] for data in server.finishes().values()} == {0, 3} and len(server.finishes()) == 3)
+    module, shell, code = (doc["value"] for doc in server.docs("recipe") if doc["section"] == "command" and "entry" in doc["value"])
+    assert (module["entry"]["kind"], module["entry"]["name"], module["argv"][1:]) == ("module", "pkg", ["a"])
+    assert (shell["entry"]["kind"], shell["entry"]["name"], shell["entry"]["path"]) == ("command", "sh", None)
+    assert shell["argv"] == ["sh", "-c", "echo from the shell; exit 3"]
+    assert (code["entry"]["kind"], code["entry"]["code"], code["argv"][1:]) == ("code", "import sys; print(sys.argv)", ["b"])
+    assert [each["interpreter_options"] for each in (module, shell, code)] == [[], [], ["-O"]]
 
 
 def test_a_second_init_ends_the_first_run(shop: Shop, server: Server) -> None:

@@ -21,7 +21,7 @@ LEASE = timedelta(seconds=30)
 UNPUBLISHED_AFTER = timedelta(seconds=15)
 EVIDENCE_WAIT = timedelta(seconds=60)
 """How long the judge waits for the last batches of a rerun."""
-STEP_STATES = ("running", "done", "failed", "skipped")
+STEP_STATES = ("running", "done", "failed", "skipped", "cancelled")
 OPEN = (JobState.QUEUED.value, JobState.RUNNING.value)
 
 
@@ -141,7 +141,7 @@ def _end(job: Job, state: str, *, failure: dict | None, evidence: dict | None = 
     job.lease_until = None
     job.save(update_fields=["state", "finished_at", "failure", "evidence", "lease_until"])
     accounts.revoke_job_keys(job)
-    left_running = "done" if state == JobState.FINISHED.value else "failed"
+    left_running = {JobState.FINISHED.value: "done", JobState.CANCELLED.value: "cancelled"}.get(state, "failed")
     job.steps.filter(fence=job.fence, state="running").update(state=left_running, finished_at=now)
     _end_rerun(job, state, failure)
     queue.judge_soon(job)

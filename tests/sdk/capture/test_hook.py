@@ -65,6 +65,31 @@ sdk.finish()
     assert _outputs(recipe) == {"e.dat", "f.dat", "made", "deep", "own.dat", "renamed.dat", "base.sqlite"}
 
 
+def test_files_that_take_the_console_are_no_outputs(tmp_path: Path) -> None:
+    """What a shell redirects stdout and stderr to belongs to the caller, below the root and outside; a file that the program names stays."""
+    world = World(tmp_path)
+    (tmp_path / "logs").mkdir()
+
+    def redirect() -> None:
+        os.dup2(os.open(tmp_path / "logs" / "err.txt", os.O_WRONLY | os.O_CREAT), 2)
+        os.dup2(os.open(world.root / "out.txt", os.O_WRONLY | os.O_CREAT), 1)
+
+    body = """
+sdk.init(project="p")
+import time
+print("said", flush=True); print("said", file=sys.stderr, flush=True)
+os.system("echo said by a child >> out.txt")
+open("own.txt", "w").write("1")
+time.sleep(1)  # the sender looks at what the process holds open
+sdk.finish()
+"""
+    recipe = _play(world, body, before=redirect)
+    assert (world.root / "out.txt").read_text().startswith("said")
+    assert "said" in (tmp_path / "logs" / "err.txt").read_text()
+    assert _outputs(recipe) == {"own.txt"}
+    assert not {"out.txt", "err.txt"} & set(_inputs(recipe))
+
+
 def test_forked_and_spawned_workers_are_heard(tmp_path: Path) -> None:
     """Files that loader workers read are inputs, whether they were forked or spawned; no journal is made for them."""
     world = World(tmp_path)
