@@ -53,7 +53,7 @@ def _bootstrap(job: Job) -> list[str]:
     if not file.is_file():
         raise RecipeFailure(
             "environment_failed",
-            "The run was started by `encore run`, which the SDK that the recipe carries does not have, so nothing of a rerun would be kept.",
+            "The run was started by `encore run`, which the SDK that the recipe carries does not have: nothing of a rerun would be kept.",
             missing="sdk/_bootstrap.py",
         )
     return [str(file)]

@@ -226,7 +226,7 @@ def test_a_program_without_a_line_of_ours_is_started_by_encore_run_again(house, 
     commands = [house.recipe(each)["command"] for each in (runs[name], reproduction["run"])]
     for part in ("bootstrap", "entry", "interpreter_options"):
         first, second = (command[part] for command in commands)
-        assert first == second or part == "entry" and first["name"] == second["name"], commands
+        assert first == second or (part == "entry" and first["name"] == second["name"]), commands
 
 
 @pytest.mark.slow
