@@ -239,8 +239,8 @@ def main() -> int:
     with server(maintenance=1.0, threads=args.threads) as found:
         measure(found, "warm-up", 1, 3, 5, 20)
         if is_wanted("sdk"):
-            rows += rows_of(measure_sdk(found, "through the SDK, 20 keys a step", 20, 200_000), 2.5e6, 0.8, "points/s")
-            rows += rows_of(measure_sdk(found, "through the SDK, 5,000 keys a step", 5000, 400), 1e6, 1.3, "points/s")
+            rows += rows_of(measure_sdk(found, "through the SDK, 20 keys a step", 20, 600_000), 2.5e6, 0.8, "points/s")
+            rows += rows_of(measure_sdk(found, "through the SDK, 5,000 keys a step", 5000, 1200), 1e6, 1.3, "points/s")
         if is_wanted("dense"):
             rows += rows_of(measure(found, "packed bodies, 20 keys × 1,000", 2, 20, 1000, 256), 2.5e6, 0.8, "points/s")
         if is_wanted("wide"):
