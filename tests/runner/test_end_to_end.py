@@ -171,6 +171,11 @@ def runs(house):
         assert trained.returncode == 0, trained.stderr
         results = json.loads(house.encore("runs", "--json").stdout)["results"]
         [found[name]] = {result["id"] for result in results} - set(found.values())
+    # A program of an instant may end before the sender has copied its source: nothing moves until each recipe is whole.
+    end = time.monotonic() + 120
+    while not all(house.ask(f"runs/{run}/preflight")["runnable"] for run in found.values()):
+        assert time.monotonic() < end, [house.ask(f"runs/{run}/preflight") for run in found.values()]
+        time.sleep(0.2)
     repository.rename(house.folder / "repository-away")
     environment.rename(house.folder / "environment-away")
     return found

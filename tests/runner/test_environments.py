@@ -2,7 +2,6 @@
 
 import json
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -112,9 +111,10 @@ def test_an_editable_package_from_elsewhere_is_named(play):
 
 
 @pytest.mark.parametrize("name", ["-r/etc/passwd", "six; import os", "../six", "", "six @ file:///x"])
-def test_no_name_of_a_package_can_be_an_option(play, name):
+def test_no_name_of_a_package_can_be_an_option(play, name, monkeypatch):
     """Hostile names are refused before the installer sees them."""
     (play.repository / "train.py").write_text("")
-    ended = play(play.recipe(environment={"packages": [{"name": name, "version": "1"}]}))
+    with monkeypatch.context() as patched:
+        patched.setattr(venv, "get", lambda *_, **__: pytest.fail("the installer was asked"))
+        ended = play(play.recipe(environment={"packages": [{"name": name, "version": "1"}]}))
     assert ended.failure["code"] == "package_missing"
-    assert "uv" not in Path(ended.folder).name
