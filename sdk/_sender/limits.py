@@ -8,6 +8,7 @@ SAMPLE_SECONDS = 10.0
 FIRST_SAMPLE_SECONDS = 2.0  # so that a short run has a line too
 SYNC_SECONDS = 1.0  # power loss costs at most the last second
 LOOK_SECONDS = 1.0  # for processes that vanished
+TORN_SECONDS = 5.0  # bytes that have not become a record for so long are what a death left of one
 FLUSH_SECONDS = 5.0  # fingerprints of data
 FIRST_WAIT_SECONDS = 0.5  # back-off, doubled with jitter …
 LONGEST_WAIT_SECONDS = 30.0  # … up to here; …

@@ -42,7 +42,9 @@ class Outbox:
         self.next = int(ack.get("next") or 0) if trust_acks else 0
         self.sealed, self.gone_told = bool(ack.get("sealed")) and trust_acks, bool(ack.get("gone"))
         self.deleted: str | None = None
+        self.broken: str | None = None  # why it cannot be read
         self.opened = False
+        self._stalled: tuple[tuple[int, bool], float] | None = None  # bytes that do not become a record, and since when
         self.finish: dict[str, Any] | None = None
         self.finish_record: int | None = None
         self.missing_since: float | None = None
@@ -64,7 +66,11 @@ class Outbox:
         while self.eyes.waiting() or self.dead:
             chunk = self.eyes.read(settled=self.dead, docs_only=True)
             if chunk is None:
+                at = (self.eyes.next, self.dead)
+                if self._stalled is None or self._stalled[0] != at:
+                    self._stalled = (at, time.monotonic())
                 break
+            self._stalled = None
             for number, _, _, doc in chunk.docs:
                 docs.append(doc)
                 if doc.get("type") == "event" and doc.get("name") == "finish":
@@ -75,6 +81,20 @@ class Outbox:
         return docs
 
     @property
+    def seen_all(self) -> bool:
+        """Nothing readable is left: what still lies there is the torn record of a process that died in it, and stays so."""
+        if not self.eyes.waiting():
+            return True
+        return self._stalled is not None and (self.dead or time.monotonic() - self._stalled[1] > limits.TORN_SECONDS)
+
+    @property
+    def lost_tail(self) -> tuple[int, int] | None:
+        """Records that are counted but cannot be read, behind all that can (first, last): told as a hole."""
+        if (self.dead or self.finish is not None) and self.seen_all and self.reader.next == self.next < self.eyes.next:
+            return self.next, self.eyes.next - 1
+        return None
+
+    @property
     def ended(self) -> bool:
         """It will write no more: it said so, or its process is gone."""
         return self.finish is not None or self.sealed or self.gone_told
@@ -82,7 +102,7 @@ class Outbox:
     @property
     def delivered(self) -> bool:
         """Everything of it that is known here has been acknowledged (or the server wants none of it)."""
-        return self.deleted is not None or (self.next >= self.eyes.next and not self.eyes.waiting())
+        return self.deleted is not None or (self.broken is None and self.next >= self.eyes.next and self.seen_all)
 
     @property
     def unsent(self) -> int:

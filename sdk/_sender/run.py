@@ -7,12 +7,14 @@ import json
 import os
 import random
 import signal
+import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
-from .. import _liveness, _process
+from .. import _liveness, _process, _wire
 from .._journal import write_json
 from .._reader import read_json
 from .._transport import Answer, Transport
@@ -177,9 +179,9 @@ class RunSender:
         """Documents that concern this host, and processes that are gone."""
         now = time.monotonic()
         for box in self.outboxes.values():
-            if box.sealed and box.eyes.next >= box.next > 0:
+            if (box.sealed and box.eyes.next >= box.next > 0) or box.broken:
                 continue
-            for doc in box.look():
+            for doc in self._seen(box):
                 if doc.get("type") == "opened" and self.node is not None:
                     self.node.opened(doc)
         if not self.liveness or now < self._next_look:
@@ -208,6 +210,20 @@ class RunSender:
                 node.gone(box, watch.killed() if watch is not None else None)
                 box.told_gone()
 
+    def _seen(self, box: Outbox) -> list[dict[str, Any]]:
+        try:
+            return box.look()
+        except Exception as error:  # a journal of a later version, or one that no reader foresaw: it must not stop the other ranks
+            self._breaks(box, error)
+            return []
+
+    def _breaks(self, box: Outbox, error: Exception) -> None:
+        box.broken = f"{box.folder} cannot be read and stays as it is: {type(error).__name__}: {error}"
+        self.failing_since = self.failing_since or time.monotonic()
+        print(f"encore: {box.broken}", file=sys.stderr)
+        if not isinstance(error, EncoreError):
+            traceback.print_exception(error)
+
     def _see_claims(self) -> None:
         """Two living processes that say they are the same rank: both keep all they log, and the run's page says that there are two."""
         ranks: dict[int, list[Outbox]] = {}
@@ -232,7 +248,7 @@ class RunSender:
         busy = False
         boxes = sorted(self.outboxes.values(), key=lambda box: (box.kind == "node", box.about.get("started_us") or 0))
         for box in boxes:
-            if box.deleted or (box.sealed and box.delivered) or time.monotonic() < box.wait_until:
+            if box.deleted or box.broken or (box.sealed and box.delivered) or time.monotonic() < box.wait_until:
                 continue
             if box.kind == "node" and not box.opened and not _attempt_is_open(boxes):
                 continue
@@ -256,6 +272,8 @@ class RunSender:
                     continue
                 self._back_off(str(error), error.fields.get("retry_after"))
                 break
+            except Exception as error:
+                self._breaks(box, error)
         return busy
 
     def _send_some(self, box: Outbox) -> bool:
@@ -268,6 +286,9 @@ class RunSender:
             self._heed(said)
         chunk = box.read()
         if chunk is None:
+            lost = box.lost_tail
+            if lost is not None:
+                return self._settle(box, box.post(self.transport, _wire.encode_hole(self.run, box.id, *lost), None), [])
             if not (self.folder / box.id / "ack.json").exists():
                 box.acknowledged(box.next)
             return False
@@ -469,7 +490,7 @@ class RunSender:
     def ending(self) -> bool:
         """Every trainer of this host has ended."""
         trainers = self.trainers
-        return bool(trainers) and all(box.ended or box.deleted for box in trainers)
+        return bool(trainers) and all(box.ended or box.deleted or box.broken for box in trainers)
 
     @property
     def delivered(self) -> bool:
@@ -483,7 +504,7 @@ class RunSender:
         if not self.ending or (self.node is not None and not (self.node.closed and self.node.writer.id in self.outboxes)):
             return False
         if self.transport is None or self.fatal:
-            return all(not box.eyes.waiting() for box in self.outboxes.values())
+            return all(box.seen_all for box in self.outboxes.values())
         return self.delivered
 
     @property
@@ -498,7 +519,7 @@ class RunSender:
             "pid": os.getpid(),
             "unsent": self.unsent,
             "blobs": self.blobs_waiting() if now >= self._next_status else self._told.get("blobs", 0),
-            "error": self.error or self._uploads_error,
+            "error": self.error or self._uploads_error or next((box.broken for box in self.outboxes.values() if box.broken), None),
             "url": self.run_url,
             "done": done or over,
             "delivered": self.delivered if over else done and self.transport is not None,
