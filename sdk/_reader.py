@@ -257,6 +257,8 @@ class Reader:
             elif kind == KEYS:
                 self._names.update({int(key): str(name) for key, name in value.items()})
             elif kind == DOC and number >= 0:
+                if not isinstance(value, dict):
+                    raise TypeError
                 chunk.docs.append((number, step, time, value))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             if number >= 0:
