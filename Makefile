@@ -31,7 +31,7 @@ test: ## everything, against the real PostgreSQL, Redis, S3 server, Celery, torc
 
 torture: ## the slow proofs in full size
 	@$(INSTALL) system server pages examples test torch
-	@ENCORE_TORTURE=1 exec $(BIN)/python -m tests.services run -- $(BIN)/python -m pytest -m "slow or not slow" tests/sdk $(ARGS)
+	@ENCORE_TORTURE=1 exec $(BIN)/python -m tests.services run -- $(BIN)/python -m pytest tests/sdk tests/torture $(ARGS)
 
 bench: ## the budgets, measured; exits 1 on a missed one and lists it first
 	@$(INSTALL) server pages test
