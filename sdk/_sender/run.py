@@ -54,7 +54,7 @@ class RunSender:
         self.run_url: str | None = None
         self.stop_told = False
         self.only: str | None = None  # of one writer alone
-        self.durable = Durable(folder)
+        self.durable = Durable(folder, lambda: self.blobs.done if self.blobs is not None else ())
         self.failing_since: float | None = None  # nothing has been taken since
         self.taken_at = 0.0  # when the server last took something
         self._ending_since: float | None = None
