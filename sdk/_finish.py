@@ -25,7 +25,7 @@ def wait_until_sent(run: Any, writer: Writer) -> None:
     with contextlib.suppress(Exception):
         _sender.start(writer.folder.parent, run.settings)  # unless one is at work: it goes on where a killed one stood
     try:
-        sealed, status = _wait(run, writer)
+        sealed, status, error = _wait(run, writer)
     except KeyboardInterrupt:
         _say(f"no longer waiting; the sender goes on by itself. If this machine goes away: encore sync {writer.folder.parent}")
         raise
@@ -36,16 +36,20 @@ def wait_until_sent(run: Any, writer: Writer) -> None:
     elif sealed and not status.get("blobs"):
         _say(f"run {status.get('url') or run.url}: rank {run.rank} is complete")
     elif run.url is not None:
-        _say(f"{_left(status)}, not yet sent; the sender goes on by itself. If this machine goes away: encore sync {writer.folder.parent}")
+        why = f" ({error})" if error else ""
+        _say(
+            f"{_left(status)}, not yet sent{why}; the sender goes on by itself. If this machine goes away: encore sync {writer.folder.parent}"
+        )
 
 
-def _wait(run: Any, writer: Writer) -> tuple[bool, dict[str, Any]]:
-    """(whether the server has this writer's last word, the sender's status)."""
+def _wait(run: Any, writer: Writer) -> tuple[bool, dict[str, Any], str | None]:
+    """(whether the server has this writer's last word, the sender's status, what is in the way)."""
     folder, run_folder = writer.folder, writer.folder.parent
     began = time.monotonic()
     deadline = began + run.settings.finish_seconds
     next_look, next_word, unreachable_since, shown = began + RESTART_SECONDS, began + SAY_AFTER_SECONDS, None, 0
     before, moved = None, began
+    error: str | None = None
     try:
         while True:
             now = time.monotonic()
@@ -77,7 +81,7 @@ def _wait(run: Any, writer: Writer) -> tuple[bool, dict[str, Any]]:
     finally:
         if shown:
             _say("", end="\n")
-    return sealed, status
+    return sealed, status, error
 
 
 def _progress(sentence: str, shown: int) -> int:

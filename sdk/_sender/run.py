@@ -108,6 +108,7 @@ class RunSender:
         self._look()
         if self.node is not None:
             self.node.step(self.trainers)
+        self._tell()  # also before a call that may take half a minute
         busy = self._deliver()
         self._upload()
         self._heartbeat()
@@ -219,7 +220,7 @@ class RunSender:
 
     def _breaks(self, box: Outbox, error: Exception) -> None:
         box.broken = f"{box.folder} cannot be read and stays as it is: {type(error).__name__}: {error}"
-        self.failing_since = self.failing_since or time.monotonic()
+        self.error, self.failing_since = box.broken, self.failing_since or time.monotonic()
         print(f"encore: {box.broken}", file=sys.stderr)
         if not isinstance(error, EncoreError):
             traceback.print_exception(error)
@@ -359,8 +360,14 @@ class RunSender:
             return True
         return False
 
+    @property
+    def _broken(self) -> str | None:
+        return next((box.broken for box in self.outboxes.values() if box.broken), None)
+
     def _worked(self) -> None:
-        self._wait_seconds, self.error, self.failing_since = 0.0, None, None
+        self._wait_seconds, self.error = 0.0, self._broken
+        if self._broken is None:
+            self.failing_since = None
 
     def _back_off(self, why: str, seconds: Any = None) -> None:
         """Doubling, with jitter, so that a thousand senders do not come back in the same instant."""
@@ -519,7 +526,7 @@ class RunSender:
             "pid": os.getpid(),
             "unsent": self.unsent,
             "blobs": self.blobs_waiting() if now >= self._next_status else self._told.get("blobs", 0),
-            "error": self.error or self._uploads_error or next((box.broken for box in self.outboxes.values() if box.broken), None),
+            "error": self.error or self._uploads_error,
             "url": self.run_url,
             "done": done or over,
             "delivered": self.delivered if over else done and self.transport is not None,

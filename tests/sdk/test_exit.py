@@ -415,6 +415,24 @@ def test_ctrl_c_in_the_wait_ends_the_wait_alone(shop: Shop, down: Server, end: s
     assert finished(down)["state"] == "finished"
 
 
+def test_a_server_that_takes_and_never_answers_is_not_waited_for_to_the_end(shop: Shop, server: Server) -> None:
+    """The sender hangs in its call and can say nothing; the wait ends all the same, long before the deadline."""
+    import threading
+    import time
+
+    over = threading.Event()
+    server.faults.append(lambda request: over.wait(120) and None if request.path.endswith("/batches") else None)
+    patience = "import sdk._finish\nsdk._finish.STILL_SECONDS = sdk._finish.UNREACHABLE_SECONDS = 2.0\n"
+    began = time.monotonic()
+    try:
+        done = shop.run(patience + START, server, ENCORE_FINISH_SECONDS="100")
+    finally:
+        over.set()
+    assert time.monotonic() - began < 90
+    assert (done.returncode, "does not answer" in done.stderr, "goes on by itself" in done.stderr) == (0, True, True), done.stderr
+    assert finished(server)["state"] == "finished"
+
+
 def test_the_progress_is_one_line_on_a_terminal_and_lines_in_a_file(shop: Shop, server: Server) -> None:
     """How many records are left, and for how long it still waits."""
     import os

@@ -366,6 +366,9 @@ def test_a_journal_that_cannot_be_read_stops_no_other(shop: Shop, server: Server
     assert rounds(sender, lambda: "newer than this SDK" in json.loads((good.folder.parent / "sender.json").read_text())["error"])
     assert not sender.done
     sender.resign()
+    answer = shop.encore("sync", str(good.folder.parent), "--seconds", "1", server=server)
+    assert answer.returncode == 1
+    assert "newer than this SDK" in answer.stderr
 
 
 # The disk ---------------------------------------------------------------------------------------------------------------------------

@@ -96,8 +96,8 @@ sys.exit(process.main(sys.argv[1]))
 
 
 def test_an_hour_without_a_network_is_over_300_seconds_after_it(house: House, results: Results) -> None:
-    """The sender's clock runs hundreds of times as fast (its `time.monotonic` and `sleep`, nothing else), so that the outage is an hour to it:
-    it comes back within 300 of its seconds, and in between it has not hammered the network."""
+    """The sender's clock runs hundreds of times as fast (its `time.monotonic` and `sleep`, nothing else), so that the outage is an
+    hour to it: it comes back within 300 of its seconds, and in between it has not hammered the network."""
     scale, hour = (120.0 if TORTURE else 480.0), 3600.0
     proxy = Proxy(house.up.port, seed=6)
     run = new_run(house, "hour")
