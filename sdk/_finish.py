@@ -18,6 +18,7 @@ SAY_IN_A_FILE_EVERY_SECONDS = 10.0
 UNREACHABLE_SECONDS = 10.0  # nobody waits a minute for a server that is down: what is left goes over later anyway
 STILL_SECONDS = 5.0  # a sender that has said nothing new for so long, with records unsent, hangs in a call
 RESTART_SECONDS = 3.0
+GOES_ON = "the sender goes on by itself. If this machine goes away: encore sync"
 
 
 def wait_until_sent(run: Any, writer: Writer) -> None:
@@ -27,7 +28,7 @@ def wait_until_sent(run: Any, writer: Writer) -> None:
     try:
         sealed, status, error = _wait(run, writer)
     except KeyboardInterrupt:
-        _say(f"no longer waiting; the sender goes on by itself. If this machine goes away: encore sync {writer.folder.parent}")
+        _say(f"no longer waiting; {GOES_ON} {writer.folder.parent}")
         raise
     if run.rank != 0:
         return
