@@ -38,9 +38,7 @@ def wait_until_sent(run: Any, writer: Writer) -> None:
         _say(f"run {status.get('url') or run.url}: rank {run.rank} is complete")
     elif run.url is not None:
         why = f" ({error})" if error else ""
-        _say(
-            f"{_left(status)}, not yet sent{why}; the sender goes on by itself. If this machine goes away: encore sync {writer.folder.parent}"
-        )
+        _say(f"{_left(status)}, not yet sent{why}; {GOES_ON} {writer.folder.parent}")
 
 
 def _wait(run: Any, writer: Writer) -> tuple[bool, dict[str, Any], str | None]:

@@ -150,7 +150,25 @@ def test_adoption_leaves_alone_what_is_not_its_own(shop: Shop, server: Server, d
     left = left_behind(shop, 7)
     adopt.adopt(shop.journal, shop.journal / "none", server.url, "t", lambda: False)
     assert {about["run"]["id"] for about in server.writers.values()} == {left.name}
+    assert [adopt.is_settled(writer.folder.parent) for writer in (alive, offline, elsewhere)] == [False, False, False]
     assert alive.finish({"state": "finished"}) is None
+
+
+def test_an_adopted_run_that_somebody_resumes_is_not_said_to_be_over(shop: Shop, server: Server) -> None:
+    """A start of the same run in the midst of it: who has adopted it lets go, so that the start's own sender can be the one."""
+    left = left_behind(shop, 7)
+    came: list[Writer] = []
+
+    def fault(request: Request) -> None:
+        if not came:
+            came.append(a_writer(shop.journal, left.name))
+
+    server.faults.append(fault)
+    adopt.adopt(shop.journal, shop.journal / "none", server.url, "t", lambda: False)
+    assert came
+    assert not adopt.is_settled(left)
+    assert not json.loads((left / "sender.json").read_text())["done"]
+    came[0].finish({"state": "finished"})
 
 
 def test_a_delivered_run_is_cleared_after_a_day_and_never_what_was_not_taken(shop: Shop, server: Server) -> None:
