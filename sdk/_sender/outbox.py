@@ -36,6 +36,7 @@ class Outbox:
         self.missing_since: float | None = None
         self.dead = False
         self.max_records = 1 << 40
+        self.synced = 0  # the last segment that fsync has seen
         self.reader = Reader(folder)
         self.eyes = Reader(folder)
 
