@@ -44,7 +44,9 @@ def fetched(leaves: dict[str, Any]) -> dict[str, Any]:
     """The same with device values as Python numbers: tensors of one device and dtype are stacked and brought over at once."""
     groups = grouped(leaves)
     for value in leaves.values():
-        start = getattr(value, "copy_to_host_async", None)  # jax: all are on their way before the first is waited for
+        start = (
+            None if type(value) is float else getattr(value, "copy_to_host_async", None)
+        )  # jax: all are on their way before the first is waited for
         if start is not None and callable(start):
             try:
                 start()
@@ -58,7 +60,7 @@ def fetched(leaves: dict[str, Any]) -> dict[str, Any]:
             found.update((key, Captured()) for key, _ in members)
         elif len(members) > 1:
             try:
-                read = stacked([value for _, value in members]).tolist()
+                read = stacked([value for _, value in members]).cpu().tolist()
             except Exception:  # noqa: S112 - a dtype that cannot be stacked: one by one, by number_of()
                 continue
             found.update((key, value) for (key, _), value in zip(members, read, strict=True))

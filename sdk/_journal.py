@@ -92,6 +92,7 @@ class Writer:
             self.about["journal_mode"] = "write"
         self.finished = False
         self.waiting: deque[Any] = deque()  # device values on their way (`_later`)
+        self.turn = [None]  # of who looks after them
         self._forward: LogCall | None = None
         self._forward_emit: Callable[..., None] | None = None
         self._tokens = [None]
@@ -582,6 +583,7 @@ class Writer:
         self._tokens[:] = [None]
         self._pending.clear()
         self.waiting.clear()
+        self.turn[:] = [None]
         self._forward, self._forward_emit = forward, emit
         self._forget()
         self._move(None, 0, 0, self._where()[3], -1)

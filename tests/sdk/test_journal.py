@@ -347,6 +347,8 @@ def test_a_newer_journal_is_refused_by_name(tmp_path: Path) -> None:
     log = writer(tmp_path)
     path = log.folder / "00000000.seg"
     path.write_bytes(b"ENCOREJ2" + path.read_bytes()[8:])
+    about = log.folder / "writer.json"
+    about.write_text(about.read_text().replace('"format":1', '"format":2'))
     with pytest.raises(FormatError, match="newer"):
         Reader(log.folder).read()
 
