@@ -297,10 +297,11 @@ class Writer:
         body = pack(prefix, record, step, at, *values.values())
         store(segment, position, crc32(body), body)
         self._move(segment, position + size, record + 1, last_step, limit)
-        if given is not None and [*given] == [*values] and all(type(key) is str for key in given):
-            kinds = [*map(type, given.values())]
-            if all(_values.packs_directly(kind, code) for kind, code in zip(kinds, types, strict=True)):
-                self._learn([*given], kinds, (pack, put, prefix, size))
+        if given is not None:  # it may change any time: its names are looked at once
+            names, kinds, keys = [*given], [*map(type, given.values())], [*values]
+            plainly = names == keys and len(kinds) == len(types) and all(type(name) is str for name in names)
+            if plainly and all(_values.packs_directly(kind, code) for kind, code in zip(kinds, types, strict=True)):
+                self._learn(keys, kinds, (pack, put, prefix, size))
 
     def _append_sparse(self, values: dict[str, Any], step: int, at: int) -> None:
         ids = self._key_ids

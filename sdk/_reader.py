@@ -252,6 +252,7 @@ class Reader:
             if following.first is not None and following.first > self.next:
                 self._hole(chunk, following.first - 1)
             self._use(following)
+            chunk.names = self._names
         return chunk if chunk.last >= chunk.first else None
 
     def _scan(self, segment: _Segment, chunk: Chunk, limit: int) -> bool:

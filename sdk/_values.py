@@ -22,9 +22,11 @@ Refused = list[tuple[str, str]]
 
 def step(value: Any) -> int | None:
     """An int, or None for what is none. numpy's integers are ints, floats never are: 0.5 has no step, and 1e17 + 1 is 1e17."""
-    if isinstance(value, (bool, float)) or type(value).__name__ in ("bool", "bool_"):
+    if isinstance(value, (bool, float)):
         return None
     try:
+        if str(getattr(value, "dtype", "")).endswith("bool"):
+            return None
         number = int(value.__index__())
     except Exception:
         return None
