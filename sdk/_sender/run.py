@@ -14,6 +14,7 @@ from typing import Any
 from .. import _process
 from .._journal import write_json
 from .._reader import read_json
+from .._segments import sync as sync_segments
 from .._transport import Answer, Transport
 from ..errors import EncoreError, ServerRefused, ServerUnreachable
 from . import LOCK, STATUS, limits
@@ -411,15 +412,8 @@ class RunSender:
     def sync(self) -> None:
         """What the journals hold goes to the disk, so that a power loss costs a second at most."""
         for box in list(self.outboxes.values()):
-            paths = box.reader.segments()
-            if box.sealed or not paths:
-                continue
-            with contextlib.suppress(OSError):
-                fd = os.open(paths[-1], os.O_RDONLY)
-                try:
-                    os.fsync(fd)
-                finally:
-                    os.close(fd)
+            if not box.sealed:
+                box.synced = sync_segments(box.reader.segments(), box.synced)
 
 
 def _attempt_is_open(boxes: list[Outbox]) -> bool:
