@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -270,20 +270,3 @@ def _advise(segment: mmap.mmap) -> tuple[Callable[[int, int], None], int]:
             raise OSError(ctypes.get_errno(), "madvise")
 
     return advise, POPULATE_BYTES
-
-
-def sync(paths: Iterable[Path], synced: int) -> int:
-    """fsync the segments that may have changed since `synced` was the last one; returns the last one now."""
-    last = synced
-    for path in paths:
-        number = int(path.stem)
-        if number < synced:
-            continue
-        with contextlib.suppress(OSError):
-            fd = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-            last = max(last, number)
-    return last

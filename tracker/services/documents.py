@@ -174,7 +174,14 @@ def _gone(batch: _Batch, entry: dict, data: dict) -> None:
     if gone is None or gone.finish is not None:
         return
     state = data.get("state") if isinstance(data.get("state"), str) else RunState.CRASHED.value
-    gone.finish = {"state": state, "exit_code": data.get("exit_code"), "signal": data.get("signal"), "gone": True, "time_us": _time(entry)}
+    gone.finish = {
+        "state": state,
+        "exit_code": data.get("exit_code"),
+        "signal": data.get("signal"),
+        "error": data.get("error"),
+        "gone": True,
+        "time_us": _time(entry),
+    }
     gone.save(update_fields=["finish"])
     if gone.id == batch.writer.id:
         batch.writer.finish = gone.finish
