@@ -157,6 +157,13 @@ class Run:
         if self.writer is not None:
             self.writer.emit({"type": "event", "name": str(name), "data": plain(dict(data or {}))}, step)
 
+    def log_later(self, data: Mapping[str, Any], step: int | None = None) -> None:
+        """See sdk.log_later."""
+        if self.writer is not None:
+            from . import _later
+
+            _later.log_later(self.writer, data, step)
+
     def define(self, pattern: str, **meaning: Any) -> None:
         """See sdk.define."""
         self._emit({"type": "define", "pattern": str(pattern), **{key: value for key, value in meaning.items() if value is not None}})

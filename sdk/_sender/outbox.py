@@ -13,7 +13,7 @@ from .. import _liveness, _secrets, _wire
 from .._ids import id_bytes
 from .._journal import write_json
 from .._plain import dumps, text
-from .._reader import Chunk, Reader, read_json
+from .._reader import Chunk, Reader, first_record, read_json
 from .._records import DOC, NO_STEP, RECORD, RECORD_BYTES, SEGMENT_HEADER, SEGMENT_MAGIC, padded, segment_name
 from .._transport import Answer, Transport, compress
 from . import limits
@@ -214,10 +214,12 @@ class Outbox:
         firsts = []
         for path in paths[1:]:
             try:
-                with open(path, "rb") as file:
-                    firsts.append(SEGMENT_HEADER.unpack(file.read(SEGMENT_HEADER.size))[4])
-            except (OSError, ValueError, IndexError, Exception):
+                first = first_record(path)
+            except Exception:
                 return
+            if first is None:
+                break
+            firsts.append(first)
         for path, following_first in zip(paths, firsts, strict=False):
             if following_first > upto:
                 return
