@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import signal
@@ -237,11 +238,11 @@ def test_threads_lose_and_double_nothing(tmp_path: Path) -> None:
 def test_a_signal_handler_may_log_while_log_is_at_work(tmp_path: Path) -> None:
     """A handler that hits inside log() leaves its record for the interrupted call; nothing blocks, nothing is lost."""
     log = writer(tmp_path)
-    hits = []
+    hits, count = [], itertools.count(1)
 
-    def handler(*_) -> None:
-        hits.append(1)
-        log.log({"handler": float(len(hits))})
+    def handler(*_) -> None:  # which may itself be interrupted by the next signal
+        hits.append(number := next(count))
+        log.log({"handler": float(number)})
 
     previous = signal.signal(signal.SIGALRM, handler)
     signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
