@@ -111,9 +111,7 @@ class Writer:
     def _open(self) -> None:
         self._make_folder()
         self._segments = Segments(self.folder, id_bytes(self.id), self.anchor_wall_us, self.mode, self._make_folder)
-        segment = self._segments.next(0)
-        self._hot(segment)
-        self._segments.touch(segment)
+        self._hot(self._segments.next(0))
 
     def _make_folder(self) -> None:
         """At the start; and again when somebody has deleted it while the run goes on: what comes from now on is kept."""
