@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -117,12 +117,8 @@ def load(segment: Segment, position: int, size: int) -> bytes:
 class Segments:
     """The segments of one writer. A thread makes the next ones ready; the writer never waits for it, and shares no lock with it."""
 
-    def __init__(
-        self, folder: Path, writer: bytes, anchor_wall_us: int, mode: str = "map", remake: Callable[[], None] | None = None
-    ) -> None:
-        """remake: makes the folder again when somebody has deleted it."""
+    def __init__(self, folder: Path, writer: bytes, anchor_wall_us: int, mode: str = "map") -> None:
         self.folder, self.writer, self.anchor_wall_us, self.mode = folder, writer, anchor_wall_us, mode
-        self.remake = remake
         self.number = -1
         self.current: Segment = None
         self._names = 0
@@ -134,17 +130,7 @@ class Segments:
         self._check_after = 0.0
 
     def next(self, first_record: int) -> Segment:
-        """The next segment, its header written, under its final name. OSError when the disk is full."""
-        try:
-            return self._next(first_record)
-        except FileNotFoundError:  # the folder was deleted under us
-            if self.remake is None:
-                raise
-            self._clear()  # the spares went with it
-            self.remake()
-            return self._next(first_record)
-
-    def _next(self, first_record: int) -> Segment:
+        """The next segment, its header written, under its final name. OSError when the disk is full, or the folder gone."""
         path, segment = self._spare()
         number = self.number + 1
         try:
@@ -205,9 +191,10 @@ class Segments:
         self._closed = True
         if self._thread is not None:
             self._tasks.put(("end", None))
-        self._clear()
+        self.clear()
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
+        """Let the spares go."""
         while True:
             try:
                 _discard(*self._spares.popleft())
@@ -218,7 +205,7 @@ class Segments:
         while True:
             what, segment = self._tasks.get()
             if what == "end":
-                return self._clear()
+                return self.clear()
             if what == "populate":
                 _populate(segment)
             elif what == "release":
