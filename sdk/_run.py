@@ -40,6 +40,7 @@ class Run:
         self._pid = os.getpid()
         self._closing = threading.Lock()
         self._stop_console: Callable[[], None] | None = None
+        self._panel: Any = None  # in a notebook
         self._sender_started = False
         self._leave_sender: Callable[[], None] = _no_keeper
         self.log: Callable[..., None] = _nothing
@@ -113,6 +114,7 @@ class Run:
             lambda: _exit.mark_crashes(writer.folder),
             self._start_sender,
             self._start_console,
+            self._start_notebook,
         ):
             try:
                 step()
@@ -141,6 +143,12 @@ class Run:
     def _start_console(self) -> None:
         if self.settings.console:
             self._stop_console = _console.start(self._emit_console)
+
+    def _start_notebook(self) -> None:
+        if "IPython" in sys.modules:
+            from . import _notebook
+
+            self._panel = _notebook.start(self)
 
     # Saying ---------------------------------------------------------------------------------------------------------------------
 
@@ -207,6 +215,9 @@ class Run:
         if given["error"] is not None:
             error = given["error"]
             self.event("exception", {"type": error["type"], "message": error["message"]})
+        if self._panel is not None:
+            with contextlib.suppress(Exception):
+                self._panel.close(given["state"])
         writer.finish(given)
         self._leave_sender()
         _exit.unmark_signals(writer.folder)
@@ -235,6 +246,12 @@ class Run:
 
     def __repr__(self) -> str:
         return f"<Run {self.id} of {self.project}, rank {self.rank}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows for `run` at the end of a cell."""
+        from . import _notebook
+
+        return _notebook.summary(self, "ended" if self.finished else "open", self._panel.tail.last if self._panel is not None else {})
 
     # Forks ----------------------------------------------------------------------------------------------------------------------
 
