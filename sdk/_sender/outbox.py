@@ -38,6 +38,7 @@ class Outbox:
         self.max_records = 1 << 40
         self.reader = Reader(folder)
         self.eyes = Reader(folder)
+        self.docs = 0  # seen; what is seen beside them are points
 
     # Seeing ---------------------------------------------------------------------------------------------------------------------
 
@@ -48,6 +49,7 @@ class Outbox:
             chunk = self.eyes.read(settled=self.dead, docs_only=True)
             if chunk is None:
                 break
+            self.docs += len(chunk.docs)
             for number, _, _, doc in chunk.docs:
                 docs.append(doc)
                 if doc.get("type") == "event" and doc.get("name") == "finish":

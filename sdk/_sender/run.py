@@ -20,6 +20,7 @@ from . import LOCK, STATUS, limits
 from .blobs import Blobs
 from .node import Node
 from .outbox import Outbox
+from .stacks import Stacks
 
 
 class RunSender:
@@ -62,6 +63,7 @@ class RunSender:
         self._uploads_error: str | None = None
         self._uploads_after = 0.0
         self._uploads_wait = 0.0
+        self.stacks = Stacks(self)
 
     # Election -------------------------------------------------------------------------------------------------------------------
 
@@ -96,6 +98,7 @@ class RunSender:
         self._look()
         if self.node is not None:
             self.node.step(self.trainers)
+        self.stacks.step()
         busy = self._deliver()
         self._upload()
         self._heartbeat()
@@ -290,14 +293,16 @@ class RunSender:
         if not boxes or not self.liveness:
             return
         writers = [{"id": box.id, "alive": not box.dead, "unsent": box.unsent} for box in boxes]
+        told = {"run": self.run, "host": _process.host(), "writers": writers, **self.stacks.words()}
         try:
-            self._heed(self.transport.call("POST", "ingest/heartbeats", {"run": self.run, "host": _process.host(), "writers": writers}))
+            self._heed(self.transport.call("POST", "ingest/heartbeats", told))
         except ServerUnreachable as error:
             self._back_off(str(error))
         except ServerRefused as error:
             self.error = str(error)
 
     def _heed(self, answer: dict[str, Any]) -> None:
+        self.stacks.heed(answer)
         if not answer.get("stop") or self.stop_told or not self.may_stop:
             return
         self.stop_told = True
