@@ -77,6 +77,22 @@ def view(run: Run) -> View:
     return View(run, judged, coordinates.axes([one.coordinates for one in known.values()]), pace, own, world_size)
 
 
+MOST_COLUMNS = 100
+
+
+def heat(found: View) -> dict[str, Any]:
+    """Seconds a step of each rank over the recent steps, at most MOST_COLUMNS of them (means of neighbours); None where unknown."""
+    steps, grid = found.judged.heat_steps[1:], found.judged.heat[:, 1:]  # the first has no step before it
+    if not steps:
+        return {"steps": [], "ranks": [row.rank for row in found.judged.rows], "seconds": []}
+    edges = np.unique(np.linspace(0, len(steps), min(len(steps), MOST_COLUMNS) + 1).astype(int))
+    known = ~np.isnan(grid)
+    total, count = (np.add.reduceat(part, edges[:-1], axis=1) for part in (np.where(known, grid, 0.0), known.astype("i8")))
+    means = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    seconds = [[None if np.isnan(value) else float(f"{value:.4g}") for value in row] for row in means]
+    return {"steps": [steps[at] for at in edges[:-1]], "ranks": [row.rank for row in found.judged.rows], "seconds": seconds}
+
+
 def _latest(run: Run) -> dict[int, ranks.Rank]:
     """Each rank by its latest start; children that it forked are no ranks."""
     now = timezone.now()

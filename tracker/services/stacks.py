@@ -13,7 +13,7 @@ from tracker.domain import stacks
 from tracker.domain.errors import Conflict
 from tracker.domain.lifecycle import RunState
 from tracker.models import Event, Run, User, Writer
-from tracker.services import asks, runs
+from tracker.services import asks, liveness, runs
 
 ROUND_US = 120 * 10**6
 """Dumps that belong together come within two minutes: heartbeats are ten seconds apart."""
@@ -30,7 +30,8 @@ class Dump:
     text: str
     problem: str
     state: str
-    writer: str | None
+    waits_in: str
+    flight_recorder: str
 
 
 @dataclass
@@ -40,6 +41,8 @@ class Dumps:
     dumps: list[Dump] = field(default_factory=list)
     groups: list[stacks.Group] = field(default_factory=list)
     sentence: str = ""
+    newest_at: datetime | None = None
+    """By the clock of the host that wrote it."""
     asked_at: datetime | None = None
     asked_by: str = ""
     waiting: bool = False
@@ -73,6 +76,7 @@ def latest(run: Run) -> Dumps:
     found.dumps = [by_rank[rank] for rank in sorted(by_rank)]
     found.groups = stacks.grouped((dump.rank, dump.text) for dump in found.dumps if dump.text)
     found.sentence = stacks.sentence(found.groups)
+    found.newest_at = liveness.moment(max((dump.time_us for dump in found.dumps), default=None))
     if asked is not None:
         found.asked_at, found.asked_by = datetime.fromisoformat(asked["at"]), str(asked["by"])
         answered = {dump.rank for dump in found.dumps if dump.id > asked["after"]}
@@ -94,5 +98,6 @@ def _dump(row: Event) -> Dump:
         text=str(data.get("text") or ""),
         problem=str(data.get("problem") or ""),
         state=str(data.get("state") or ""),
-        writer=str(data["writer"]) if data.get("writer") else None,
+        waits_in=str(data.get("waits_in") or ""),
+        flight_recorder=str(data.get("flight_recorder") or ""),
     )
