@@ -77,7 +77,7 @@ class Stacks:
         """One dump and one alert a stall, however many ranks stand still."""
         for other in self.paces.values():
             other.told = True
-        quiet = now - (pace.since or now)
+        quiet = now - (now if pace.since is None else pace.since)
         self.dump(f"stalled for {quiet:.0f} s")
         self._emit("alert", {"title": f"No step for {quiet:.0f} s", "text": STALL_TEXT, "level": "warn"})
 
@@ -160,13 +160,16 @@ class Pace:
                 self.began = now
             self.points, self.since, self.told = points, now, False
             return False
-        return self.since is not None and not self.told and now - self.since > self.limit
+        if self.since is None or self.told or now - self.since <= self.limit:
+            return False
+        self.told = True
+        return True
 
     @property
     def limit(self) -> float:
         if self.fixed is not None:
             return self.fixed
-        usual = (self.since - self.began) / self.rounds if self.rounds and self.since and self.began else 0.0
+        usual = (self.since - self.began) / self.rounds if self.rounds and self.since is not None and self.began is not None else 0.0
         return max(LEAST_STALL_SECONDS, USUAL_STEPS * usual, LONGEST_PAUSES * self.longest)
 
 

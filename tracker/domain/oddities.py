@@ -67,7 +67,7 @@ def _hang(rows: list[Row], front: int | None, pace: float | None) -> list[Findin
             f"{_named(waiting)} {_verb(waiting, 'waits', 'wait')} after step {front:,} for {seconds(quiet)};"
             f" {_named(missing)} {_verb(missing, 'has', 'have')} not come that far (last step {', '.join(lasts[:4])}){_where(missing)}"
         )
-        return [Finding("waiting", "error", [row.rank for row in missing], text)]
+        return [Finding("awaited", "error", [row.rank for row in missing], text)]
     if quiet > max(60.0, 10 * (pace or 0.0)):
         everyone = "the run" if len(rows) == 1 else "every rank"
         return [Finding("stalled", "error", [row.rank for row in going], f"{everyone} has stood at step {front:,} for {seconds(quiet)}")]

@@ -57,7 +57,7 @@ def view(run: Run) -> View:
     pace, own, same, front, stride = _chosen(run, definitions)
     columns = []
     if pace is not None:
-        columns = reading.history([run.id], [pace, *same], lo_step=max(reading.LO, front - RECENT * stride))
+        columns = reading.history([run.id], list(dict.fromkeys([pace, *same])), lo_step=max(reading.LO, front - RECENT * stride))
     scale = next((unit for pattern, unit in _UNITS if own and pattern.search(own)), 1.0)
     for column in columns:
         one = known.get(column.rank)
@@ -131,15 +131,17 @@ def _chosen(run: Run, definitions: list) -> tuple[str | None, str | None, list[s
     found = [row for row in rows if row["front"] is not None]
     if not found:
         return None, None, [], 0, 1
-    best = found[0]
-    widest = [row for row in found if row["ranks"] == best["ranks"]]
+    widest = [row for row in found if row["ranks"] == found[0]["ranks"]]
+    # Of those that are logged as often as any, a loss rather than the learning rate: it is what people look at.
+    often = [row for row in widest if row["points"] == found[0]["points"]]
+    best = min(often, key=lambda row: (keys.meaning(row["key"], definitions).kind not in ("loss", "quality"), row["key"]))
     defined = [row for row in widest if _is_time(row["key"], definitions)]
     own = next((row for row in defined if row["points"] * 2 >= best["points"]), None) if best["ranks"] > 1 else None
     same = [row["key"] for row in widest if best["ranks"] > 1 and keys.meaning(row["key"], definitions).same][:MOST_SAME]
     chosen = own or best
     per_rank = max(1, chosen["points"] // chosen["ranks"])
     stride = max(1, -(-abs(chosen["front"]) // per_rank))
-    return chosen["key"], own["key"] if own else None, [key for key in same if key != chosen["key"]], chosen["front"], stride
+    return chosen["key"], own["key"] if own else None, same, chosen["front"], stride
 
 
 def _is_time(key: str, definitions: list) -> bool:

@@ -80,7 +80,7 @@ def latest(run: Run) -> Dumps:
     if asked is not None:
         found.asked_at, found.asked_by = datetime.fromisoformat(asked["at"]), str(asked["by"])
         answered = {dump.rank for dump in found.dumps if dump.id > asked["after"]}
-        alive = set(run.writers.filter(kind=Writer.Kind.TRAINER, finish=None).values_list("rank", flat=True))
+        alive = set(run.writers.filter(kind=Writer.Kind.TRAINER, finish__isnull=True).values_list("rank", flat=True))
         is_fresh = timezone.now() - found.asked_at < asks.VALID
         found.waiting = is_fresh and not RunState(run.state).is_terminal and bool(alive - answered)
     return found

@@ -12,7 +12,7 @@ from tracker.web import run as pages
 from tracker.web.page import page
 
 ROWS = 200
-MEMBERS = 16
+MEMBERS = 4
 """Of ranks with equal stacks, so many are shown with all their threads."""
 LEVELS = {"error": "s-failed", "warn": "warn", "info": "more"}
 COLUMNS = {
@@ -66,7 +66,10 @@ def dumps(request: HttpRequest, run_id: str) -> HttpResponse:
 def _dumps(run) -> dict:
     found = stacks.latest(run)
     by_rank = {dump.rank: dump for dump in found.dumps}
-    groups = [{"group": group, "members": [by_rank[rank] for rank in group.ranks[:MEMBERS]]} for group in found.groups]
+    groups = [
+        {"group": group, "members": [by_rank[rank] for rank in group.ranks[:MEMBERS]], "more": len(group.ranks) - MEMBERS}
+        for group in found.groups
+    ]
     return {"dumps": found, "groups": groups, "silent": [dump for dump in found.dumps if dump.problem]}
 
 
