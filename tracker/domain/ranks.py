@@ -76,7 +76,7 @@ def judge(
     )  # fmt: skip
     by_rank = {row.rank: row for row in rows}
     for finding in findings:
-        for rank in finding.ranks if finding.level != "info" else ():
+        for rank in finding.ranks if finding.level != "info" and len(finding.ranks) < len(rows) else ():
             if rank in by_rank and finding.kind not in by_rank[rank].odd:
                 by_rank[rank].odd.append(finding.kind)
     return Judged(rows, findings, front, typical, steps.tolist(), gaps)

@@ -54,22 +54,23 @@ def view(run: Run) -> View:
     now = timezone.now()
     known = _latest(run)
     definitions = list(KeyDefinition.objects.filter(run=run).order_by("id").values_list("pattern", "fields"))
-    pace, own, same, front, stride = _chosen(run, definitions)
+    pace, own, same, middle, stride = _chosen(run, definitions)
     columns = []
     if pace is not None:
-        columns = reading.history([run.id], list(dict.fromkeys([pace, *same])), lo_step=max(reading.LO, front - RECENT * stride))
+        columns = reading.history([run.id], list(dict.fromkeys([pace, *same])), lo_step=max(reading.LO, middle - RECENT * stride))
     scale = next((unit for pattern, unit in _UNITS if own and pattern.search(own)), 1.0)
     for column in columns:
         one = known.get(column.rank)
         if column.key == pace and one is not None:
-            one.steps, one.times, values = _recent(column)
+            one.steps, one.times, values = _recent(column, one.attempt)
             one.values = values * scale if own else None
     alike: dict[str, dict[int, tuple[np.ndarray, np.ndarray]]] = {key: {} for key in same}
     for column in columns:
-        if column.key in alike:
-            steps, _, values = _recent(column)
+        if column.key in alike and column.rank in known:
+            steps, _, values = _recent(column, known[column.rank].attempt)
             alike[column.key][column.rank] = (steps, values)
-    world_size = max((one.world_size for one in run.attempts.all()), default=1)
+    newest = max((one.attempt for one in known.values()), default=1)
+    world_size = next((attempt.world_size for attempt in run.attempts.all() if attempt.number == newest), 1)
     judged = ranks.judge(
         list(known.values()), now_us=int(now.timestamp() * 1e6), live=not RunState(run.state).is_terminal, pace_key=pace, own_key=own,
         same=alike, world_size=world_size,
@@ -94,7 +95,7 @@ def heat(found: View) -> dict[str, Any]:
 
 
 def _latest(run: Run) -> dict[int, ranks.Rank]:
-    """Each rank by its latest start; children that it forked are no ranks."""
+    """Each rank by its latest start; children that it forked are no ranks, nor are those that a smaller restart does without."""
     now = timezone.now()
     rows = (
         run.writers.filter(kind=Writer.Kind.TRAINER)
@@ -113,11 +114,13 @@ def _latest(run: Run) -> dict[int, ranks.Rank]:
             ended=None if finish is None else str(finish.get("state") or "ended"),
             skew_seconds=None if skew_us is None else skew_us / 1e6,
         )
-    return found
+    newest = max((one.attempt for one in found.values()), default=1)
+    size = next((attempt.world_size for attempt in run.attempts.all() if attempt.number == newest), 1)
+    return {rank: one for rank, one in found.items() if one.attempt == newest or rank < size}
 
 
 def _chosen(run: Run, definitions: list) -> tuple[str | None, str | None, list[str], int, int]:
-    """(key for the pace, the same if it is a time that the ranks measured, keys that should be equal, front, steps a point).
+    """(key for the pace, the same if it is a time that the ranks measured, keys that should be equal, where most are, steps a point).
 
     The pace is read off the key that most ranks log, and most often; a time that as many ranks measure themselves says more.
     """
@@ -141,7 +144,10 @@ def _chosen(run: Run, definitions: list) -> tuple[str | None, str | None, list[s
     chosen = own or best
     per_rank = max(1, chosen["points"] // chosen["ranks"])
     stride = max(1, -(-abs(chosen["front"]) // per_rank))
-    return chosen["key"], own["key"] if own else None, same, chosen["front"], stride
+    # The middle of the ranks: neither one that died at the beginning nor one that has not resumed yet decides what is read.
+    lasts = MetricSummary.objects.filter(run=run, key=chosen["key"], last_step__isnull=False).values_list("last_step", flat=True)
+    middle = int(np.median(lasts)) if lasts else chosen["front"]
+    return chosen["key"], own["key"] if own else None, same, middle, stride
 
 
 def _is_time(key: str, definitions: list) -> bool:
@@ -151,9 +157,10 @@ def _is_time(key: str, definitions: list) -> bool:
     return keys.meaning(key).kind != "time" or not _CUMULATIVE.search(key)
 
 
-def _recent(column: reading.Column) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    order = column.order
-    steps, times, values = column.steps, column.times, column.values
-    if order is not None:
-        steps, times, values = steps[order], times[order], values[order]
+def _recent(column: reading.Column, attempt: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The last points of the rank's latest start: what an earlier one had done beyond is no front to be behind of."""
+    keep = column.order if column.order is not None else np.arange(len(column.steps))
+    if len(column.attempts) > 1:
+        keep = keep[column.attempt[keep] == attempt]
+    steps, times, values = column.steps[keep], column.times[keep], column.values[keep]
     return steps[-RECENT:], times[-RECENT:], values[-RECENT:].astype("f8")

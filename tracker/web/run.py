@@ -134,7 +134,7 @@ def overview(request: HttpRequest, run_id: str) -> HttpResponse:
         chart_runs_json=json.dumps([{"id": run.id, "name": run.name, "colour": 0}]),
         own_summary=config_tree(run.summary or {}),
         writers=list(run.writers.select_related("attempt").order_by("attempt__number", "kind", "rank")[:64]),
-        events=list(run.events.exclude(name__in=["start", "finish"]).order_by("-time_us")[:20]),
+        events=list(run.events.exclude(name__in=["start", "finish", "coordinates", "stacks"]).order_by("-time_us")[:20]),
         source=context["recipe"].get("source") or {},
         hardware=context["recipe"].get("hardware") or {},
         command_facts=context["recipe"].get("command") or {},

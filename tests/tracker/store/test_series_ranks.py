@@ -7,8 +7,8 @@ import pytest
 
 from tests.tracker.store import wire_writer as write
 from tracker.domain import series_answer
-from tracker.models import KeyDefinition, RunValue
-from tracker.services import compaction, metrics, series, summaries
+from tracker.models import Attempt, KeyDefinition, RunValue
+from tracker.services import compaction, metrics, ranks, series, summaries
 from tracker.web.summaries import last_values, metric_rows
 
 
@@ -114,3 +114,33 @@ def test_single_ranks_come_on_demand(room, mesh):
         (2, True),
         (7, True),
     ]
+
+
+def test_after_a_restart_the_ranks_are_judged_by_their_latest_start(room):
+    """Four ranks reached step 400; the restart is of two, from step 200 on: the front is where they are now, and nobody is missed."""
+    run = room.run()
+    for rank in range(4):
+        old = room.writer(run, rank=rank, world_size=4, finish={"state": "crashed"})
+        room.simple(old, 0, [0.5] * 400)
+    for rank in range(2):
+        fresh = room.writer(run, rank=rank, attempt=2, world_size=2, started_us=1_700_000_900_000_000)
+        Attempt.objects.filter(run=run, number=2).update(world_size=2)
+        room.simple(fresh, 0, [0.4] * (50 + rank), step=200)
+    summaries.summarise_run(run.id)
+    judged = ranks.view(run).judged
+    assert [(row.rank, row.attempt, row.last_step, row.state) for row in judged.rows] == [(0, 2, 249, "running"), (1, 2, 250, "running")]
+    assert judged.front == 250
+    assert not {"ended", "missing"} & {one.kind for one in judged.findings}
+
+
+def test_what_is_read_is_bounded_by_the_last_points_of_each_rank(room):
+    """A run of 20,000 points a rank is judged by the last of them."""
+    run = room.run()
+    for rank in range(2):
+        writer = room.writer(run, rank=rank, world_size=2)
+        room.simple(writer, 0, [0.5] * 20_000)
+    summaries.summarise_run(run.id)
+    found = ranks.view(run)
+    assert found.judged.front == 19_999
+    assert found.judged.heat_steps == list(range(19_800, 20_000))
+    assert len(ranks.heat(found)["steps"]) == ranks.MOST_COLUMNS
