@@ -8,6 +8,7 @@ whether a process is ready for such a signal, and one that is not would die of i
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import faulthandler
 import os
@@ -43,7 +44,7 @@ def install(folder: Path) -> int | None:
         return None
     file = open(folder / FILE, "wb", buffering=0)  # noqa: SIM115 - the handler writes to it as long as the process lives
     file.write(b"# signal %d: Python's stacks of this process, each time it is sent (ENCORE_STACKS=off: never)\n" % number)
-    if hasattr(os, "posix_fallocate"):
+    with contextlib.suppress(OSError):  # a full disk: there may be room later
         os.posix_fallocate(file.fileno(), 0, RESERVED_BYTES)
     if _number is None:
         # faulthandler puts back what it found when the interpreter ends: a late signal must find itself ignored, not deadly.

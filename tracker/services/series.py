@@ -176,7 +176,7 @@ def _entries(
             stored = group
             band = None
             if query.ranks == "band" and len(parts) > 1:
-                band = tuple(thinning.reduce_ranks(parts, fold)[2] for fold in ("fmin", "fmax"))
+                band = thinning.band(parts)
             entry = _entry(query, steps, times, values, starts.get(run, 0), band)
             if entry is None:
                 continue

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tracker.domain import coordinates
-from tracker.domain.buckets import reduce_ranks
+from tracker.domain import compare, coordinates
+from tracker.domain.buckets import band, reduce_ranks
 from tracker.domain.keys import KeyMeaning, meaning
 
 NUMPY = {
@@ -82,8 +82,20 @@ def test_the_axes_of_machines_count_only_when_they_are_named():
 def test_the_band_passes_over_nan_and_the_line_shows_it():
     parts = [part([0, 1], [1.0, np.nan]), part([0, 1], [3.0, 5.0])]
     assert np.isnan(reduce_ranks(parts, "mean")[2][1])
-    assert reduce_ranks(parts, "fmin")[2].tolist() == [1.0, 5.0]
-    assert reduce_ranks(parts, "fmax")[2].tolist() == [3.0, 5.0]
+    assert [line.tolist() for line in band(parts)] == [[1.0, 5.0], [3.0, 5.0]]
+    assert parts[0][2][0] == 1.0
+    uneven = [part([0, 2], [1.0, np.nan]), part([0, 1, 2], [3.0, 5.0, 7.0])]
+    assert [line.tolist() for line in band(uneven)] == [[1.0, 5.0, 7.0], [3.0, 5.0, 7.0]]
+
+
+@pytest.mark.parametrize("how", sorted(NUMPY))
+def test_a_verdict_puts_ranks_together_as_the_charts_do(how):
+    """A rerun on another number of ranks is compared after reduction; steps that some ranks lack are of those that have them."""
+    lines = {0: part([0, 1, 2], [3.0, 1.0, 2.0]), 1: part([0, 2], [4.0, 5.0]), 2: part([0, 2, 3], [12.0, 7.0, 9.0])}
+    series = [compare.Series.of("k", rank, steps, values) for rank, (steps, _, values) in lines.items()]
+    found = compare.reduce_ranks("k", series, how)
+    assert found.steps.tolist() == [0, 1, 2, 3]
+    assert found.floats().tolist() == pytest.approx(reduce_ranks(list(lines.values()), how)[2].tolist(), rel=1e-15)
 
 
 def test_words_that_this_version_does_not_know_are_passed_over():

@@ -118,3 +118,16 @@ def test_charts_offer_the_band_and_single_ranks(tab, people):
     tab.press("[data-ranks-some]", "Enter")
     expect(tab.locator("[data-ranks-some]")).to_have_attribute("aria-invalid", "true")
     assert len([one for one in asked if one["since"] is None]) == before
+
+
+def test_system_metrics_of_several_nodes_can_be_seen_by_node(alice, people):
+    run, _ = launch(people["alice"], 2)
+    for rank, host in ((0, "node-a"), (1, "node-b")):
+        node = fill.Trainer(people["alice"], "gpt", "a launch", run=run.id, rank=rank, kind="node", ago=50)
+        Writer.objects.filter(id=node.id).update(host=host)
+        node.batch({"system/cpu_percent": np.full(5, 10.0 + rank)}, np.arange(5), node.start_us + np.arange(5) * SECOND)
+    summaries.summarise_run(run.id)
+    context = alice.get(f"/runs/{run.id}/system").context
+    assert (context["ranks"], context["rank_names_json"]) == (2, '{"0": "node-a", "1": "node-b"}')
+    assert "2 nodes" in alice.get(f"/runs/{run.id}/system").content.decode()
+    assert alice.get(f"/runs/{run.id}/logs?rank=1").context["rank"] == 1
