@@ -14,6 +14,7 @@ import faulthandler
 import os
 import re
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ def install(folder: Path) -> int | None:
     """
     global _number, _file
     if not wanted() or not hasattr(signal, "SIGRTMIN") or not hasattr(faulthandler, "register") or not os.path.exists("/proc/self/status"):
+        return None
+    if not getattr(sys, "_is_gil_enabled", lambda: True)():  # without the GIL another thread's frames may go while they are read
         return None
     number = _number if _number is not None else _free()
     if number is None:

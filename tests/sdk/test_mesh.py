@@ -91,7 +91,7 @@ def test_what_is_no_mesh_with_names_is_refused() -> None:
 
 
 def test_megatrons_groups_are_asked_once_they_are_set_up(tmp_path, monkeypatch) -> None:
-    """A stand-in at Megatron's door (its functions' names and its refusal before it is set up): the package itself wants GPUs."""
+    """A stand-in at Megatron's door (its names, and its refusal before it is set up): the package is no dependency of the tests."""
     package = tmp_path / "megatron" / "core"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()

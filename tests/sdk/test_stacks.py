@@ -235,6 +235,22 @@ def test_the_room_for_a_dump_is_there_before_a_disk_is_full(tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
 
 
+def test_the_flight_recorders_file_is_named_when_there_is_one(tmp_path: Path) -> None:
+    (tmp_path / "trace_3").touch()
+    for variables, expected in (
+        ({"TORCH_NCCL_TRACE_BUFFER_SIZE": "2000", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": str(tmp_path / "trace_")}, str(tmp_path / "trace_3")),
+        ({"TORCH_NCCL_TRACE_BUFFER_SIZE": "0", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": str(tmp_path / "trace_")}, None),
+        ({"TORCH_FR_BUFFER_SIZE": "2000", "TORCH_FR_DUMP_TEMP_FILE": str(tmp_path / "nothing_")}, None),
+    ):
+        process = subprocess.Popen(["cat"], env={"PATH": os.environ["PATH"], **variables}, stdin=subprocess.PIPE)
+        try:
+            assert sender_stacks.flight_recorder(process.pid, 3).get("flight_recorder") == expected
+            assert sender_stacks.process_facts(process.pid)["state"] in ("S", "R", "D")
+        finally:
+            process.communicate()
+    assert sender_stacks.process_facts(2**22 + 1) == {}
+
+
 # When a stall is one -----------------------------------------------------------------------------------------------------------------
 
 

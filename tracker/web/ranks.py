@@ -121,7 +121,9 @@ def _text(row: Row) -> str:
 
 def _says_something(name: str, rows: list[Row]) -> bool:
     found = {getattr(row, name) for row in rows} - {None}
-    return name == "rank" or (len(found) > 1 if name in ("attempt", "skew_seconds", "late_seconds") else bool(found))
+    if name in ("attempt", "skew_seconds", "late_seconds"):
+        return len(found) > 1
+    return bool(found) and (name != "behind" or len(rows) > 1)
 
 
 def _sorted(rows: list[Row], name: str, descending: bool) -> list[Row]:
