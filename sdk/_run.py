@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import _capture, _console, _exit, _keeper, _launch, _names, _process, _sender, _settings
+from . import _capture, _console, _exit, _keeper, _launch, _names, _process, _sender, _settings, _stacks
 from ._config import Config, Summary
 from ._finish import wait_until_sent
 from ._ids import derived_id, is_id
@@ -35,6 +35,7 @@ class Run:
         self.id: str = about["id"]
         self.project: str = about["project"]
         self.finished = False
+        self.coordinates: dict[str, int] = {}
         self.url: str | None = f"{settings.url}/runs/{self.id}" if settings.url and settings.mode == "online" else None
         self.writer: Writer | None = None
         self._pid = os.getpid()
@@ -111,6 +112,7 @@ class Run:
             self._begin_capture,
             lambda: self._bootstrapped(writer, note),
             lambda: _exit.mark_signals(writer.folder),
+            lambda: _stacks.install(writer.folder),
             lambda: _exit.mark_crashes(writer.folder),
             self._start_sender,
             self._start_console,

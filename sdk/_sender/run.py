@@ -24,6 +24,7 @@ from .blobs import Blobs
 from .durable import Durable
 from .node import Node
 from .outbox import Outbox
+from .stacks import Stacks
 
 
 class RunSender:
@@ -74,6 +75,7 @@ class RunSender:
         self._uploads_failing_since: float | None = None
         self._uploads_after = 0.0
         self._uploads_wait = 0.0
+        self.stacks = Stacks(self)
 
     # Election -------------------------------------------------------------------------------------------------------------------
 
@@ -109,6 +111,7 @@ class RunSender:
         if self.node is not None:
             self.node.step(self.trainers)
         self._tell()  # also before a call that may take half a minute
+        self.stacks.step()
         busy = self._deliver()
         self._upload()
         self._heartbeat()
@@ -416,8 +419,9 @@ class RunSender:
         if not boxes or not self.liveness:
             return
         writers = [{"id": box.id, "alive": not box.dead, "unsent": box.unsent} for box in boxes]
+        told = {"run": self.run, "host": _process.host(), "writers": writers, **self.stacks.words()}
         try:
-            self._heed(self.transport.call("POST", "ingest/heartbeats", {"run": self.run, "host": _process.host(), "writers": writers}))
+            self._heed(self.transport.call("POST", "ingest/heartbeats", told))
         except ServerUnreachable as error:
             self._back_off(str(error))
         except ServerRefused as error:
@@ -426,6 +430,7 @@ class RunSender:
                 self._back_off(str(error), error.fields.get("retry_after"))
 
     def _heed(self, answer: dict[str, Any]) -> None:
+        self.stacks.heed(answer)
         if not answer.get("stop") or self.stop_told or not self.may_stop:
             return
         self.stop_told = True
