@@ -8,6 +8,8 @@ def main() -> int:
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != here]
     arguments = sys.argv[1:]
+    # What an untouched script writes for TensorBoard is all there is of its numbers; ENCORE_TENSORBOARD=0 leaves it alone.
+    os.environ.setdefault("ENCORE_TENSORBOARD", "1")
     return _perform(arguments, _load(here, arguments))
 
 

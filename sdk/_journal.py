@@ -366,6 +366,11 @@ class Writer:
             finally:
                 self._tokens.append(token)
 
+    def log_at(self, data: Mapping[str, Any], step: int, wall_us: int) -> None:
+        """log() of what happened at another time, in µs UTC: it takes the way of deferred calls, which carry their time."""
+        self._pending.append((data, step, None, (wall_us - self.anchor_wall_us) * 1000))
+        self.drain()
+
     def _abandoned(self) -> bool:
         """An exception raised by a signal handler can hit between taking the token and the `try`: then nobody holds it."""
         codes = {self.log.__code__, Writer.emit.__code__, Writer.drain.__code__}

@@ -41,6 +41,7 @@ class Run:
         self._closing = threading.Lock()
         self._stop_console: Callable[[], None] | None = None
         self._sender_started = False
+        self._matcher: Any = None
         self.log: Callable[..., None] = _nothing
         if settings.mode != "disabled":
             self.writer = self._open_journal()
@@ -94,6 +95,7 @@ class Run:
             "mode": self.settings.mode,
             "url": self.settings.url,
             "sdk_version": _settings.VERSION,
+            **({"tensorboard": True} if self.settings.tensorboard else {}),
         }
         # A forked child is no start of the rank: it is not counted as an attempt, and its end is not the run's.
         return facts if parent is None else {**facts, "kind": "node", "parent": parent}
@@ -137,7 +139,26 @@ class Run:
 
     def _start_console(self) -> None:
         if self.settings.console:
-            self._stop_console = _console.start(self._emit_console)
+            self._stop_console = _console.start(self._emit_console, self._metrics_in_lines())
+
+    def _metrics_in_lines(self) -> Callable[[str, str], None] | None:
+        """Hears the console where patterns were given (ENCORE_PATTERNS, `encore run --pattern`)."""
+        if not self.settings.patterns or self.writer is None:
+            return None
+        from . import _patterns
+
+        self._matcher = _patterns.matcher(self.settings.patterns, lambda values, step: self.log(values, step), self.writer.say)
+        self._emit({"type": "recipe", "section": "command", "value": {"patterns": list(self.settings.patterns)}, "merge": True})
+        return self._matcher.feed if self._matcher is not None else None
+
+    def _last_metrics(self) -> None:
+        """What TensorBoard's writers still hold, and the last printed line."""
+        if self._matcher is not None:
+            self._matcher.finish()
+        if self.settings.tensorboard:
+            from . import _tensorboard
+
+            _tensorboard.flush_writers()
 
     # Saying ---------------------------------------------------------------------------------------------------------------------
 
@@ -191,6 +212,8 @@ class Run:
         if self._stop_console is not None:
             with contextlib.suppress(Exception):
                 self._stop_console()
+        with contextlib.suppress(Exception):
+            self._last_metrics()
         if given is None:
             code = exit_code or 0
             given = {"state": "failed" if code else "finished", "exit_code": code, "signal": None, "error": None}
@@ -211,6 +234,8 @@ class Run:
         if self._stop_console is not None:
             with contextlib.suppress(Exception):
                 self._stop_console()
+        with contextlib.suppress(Exception):
+            self._last_metrics()
         writer.drain()
         if self._sender_started:
             _sender.start(writer.folder.parent, self.settings)
@@ -314,6 +339,10 @@ def init(arguments: Mapping[str, Any], held: bool) -> Run:
         import dataclasses
 
         settings = dataclasses.replace(settings, mode=arguments["mode"])
+    if arguments.get("sync_tensorboard") is not None:
+        import dataclasses
+
+        settings = dataclasses.replace(settings, tensorboard=bool(arguments["sync_tensorboard"]))
     for complaint in (*settings.complaints, *([settings.rerun_error] if settings.rerun_error else [])):
         _settings_say(complaint)
     if current is not None:
