@@ -33,7 +33,7 @@ ROUND_SECONDS = 0.15  # of one round of the sender: deliveries and heartbeats go
 LOOK_SECONDS = 2.0  # at what the process holds open: files that C++ opened are told by no audit hook
 SETTLE_SECONDS = 0.5  # after the trainer's last word, as long as its process lives
 MOST_FILES = 1000
-_ENDED = {"state": "finished", "exit_code": None, "signal": None, "error": None, "dropped": {}}
+_ENDED: dict[str, Any] = {"state": "finished", "exit_code": None, "signal": None, "error": None, "dropped": {}}
 
 
 class Followers:
@@ -226,10 +226,10 @@ class Follower:
     def _resume(self) -> None:
         """What a sender before this one has read of this trainer's files."""
         before = []
-        for path in self.folder.parent.glob("*/writer.json"):
-            about = read_json(path)
+        for told in self.folder.parent.glob("*/writer.json"):
+            about = read_json(told)
             if about is not None and about.get("of") == self.about["writer"] and about.get("follows") == FOLLOWS:
-                before.append((about.get("started_us") or 0, str(path.parent), about))
+                before.append((about.get("started_us") or 0, str(told.parent), about))
         if not before:
             return
         before.sort(key=lambda one: one[:2])

@@ -14,7 +14,7 @@ from tracker.store import reading
 MOST_KEYS = 20_000
 
 
-def _last(row: MetricSummary) -> Any:
+def last_of(row: MetricSummary) -> Any:
     """The exact last value: a number, or NaN and the infinities as text."""
     if row.last_text:
         text = row.last_text
@@ -41,7 +41,7 @@ def _together(rows: list[MetricSummary]) -> dict:
         "ranks": [row.rank for row in rows],
         "count": count,
         "nan_count": count - numbers,
-        "last": _last(rows[0]),
+        "last": last_of(rows[0]),
         "last_step": rows[0].last_step,
         "min": storable.value(min(lows)) if lows else None,
         "max": storable.value(max(highs)) if highs else None,
@@ -55,7 +55,7 @@ def last_of_runs(run_ids: list[str], keys: list[str]) -> dict[str, dict]:
         return {}
     found: dict[str, dict] = {}
     for row in MetricSummary.objects.filter(run__in=run_ids, key__in=[key.replace("\x00", "") for key in keys]).order_by("rank"):
-        found.setdefault(row.run_id, {}).setdefault(row.key, _last(row))
+        found.setdefault(row.run_id, {}).setdefault(row.key, last_of(row))
     return found
 
 
