@@ -63,30 +63,50 @@ def _perform(arguments: list, sdk) -> int:
     import runpy
 
     if arguments[0] == "--command":
-        if sdk is not None:
-            sdk.init()
+        _begin(sdk, arguments)
         return _child(arguments[1:])
     if arguments[0] == "-m":
         sys.path.insert(0, os.getcwd())
         sys.argv = arguments[1:]
-        if sdk is not None:
-            sdk.init()
+        _begin(sdk, arguments)
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
     elif arguments[0] == "-c":
         sys.path.insert(0, "")
         sys.argv = ["-c", *arguments[2:]]
-        if sdk is not None:
-            sdk.init()
+        _begin(sdk, arguments)
         import __main__
 
         exec(compile(arguments[1], "<string>", "exec"), __main__.__dict__)  # noqa: S102 - the program itself
     else:
         sys.path.insert(0, os.path.dirname(os.path.abspath(arguments[0])))
         sys.argv = list(arguments)
-        if sdk is not None:
-            sdk.init()
+        _begin(sdk, arguments)
         runpy.run_path(arguments[0], run_name="__main__")
     return 0
+
+
+def _begin(sdk, arguments: list) -> None:
+    """Opens the run, unless the program's first file does so by itself; an `init` elsewhere goes on with the one opened here."""
+    if sdk is not None and not _opens_its_own(arguments):
+        sdk.init().adoptable = True
+
+
+def _opens_its_own(arguments: list) -> bool:
+    import re
+
+    if arguments[0] == "--command":
+        return False
+    try:
+        if arguments[0] == "-c":
+            source = arguments[1]
+        else:
+            with open(sys.modules["__main__"].__file__ or "", encoding="utf-8", errors="replace") as file:
+                source = file.read(1 << 20)
+    except (OSError, AttributeError, TypeError):
+        return False
+    # A line of code that begins so, perhaps behind `run =`, `with` or indentation; not one in a comment or a text.
+    called = re.search(r"^[ \t]*(?:with[ \t]+|[\w.]+[ \t]*=[ \t]*)?(?:sdk|encore)\.init[ \t]*\(", source, re.MULTILINE)
+    return called is not None
 
 
 def _child(command: list) -> int:

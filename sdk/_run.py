@@ -42,6 +42,7 @@ class Run:
         self._stop_console: Callable[[], None] | None = None
         self._sender_started = False
         self._matcher: Any = None
+        self.adoptable = False  # begun by `encore run`: the program's own init may go on with it
         self.log: Callable[..., None] = _nothing
         if settings.mode != "disabled":
             self.writer = self._open_journal()
@@ -345,6 +346,11 @@ def init(arguments: Mapping[str, Any], held: bool) -> Run:
         settings = dataclasses.replace(settings, tensorboard=bool(arguments["sync_tensorboard"]))
     for complaint in (*settings.complaints, *([settings.rerun_error] if settings.rerun_error else [])):
         _settings_say(complaint)
+    if current is not None and current.adoptable:
+        from ._adopt import adopt
+
+        if adopt(current, arguments, held):
+            return current
     if current is not None:
         current.finish()
     launch = _launch.detect()

@@ -30,7 +30,8 @@ NOTE = "followed.json"
 OPENED = "opened.jsonl"  # where children of the trainer tell what they open (`_capture/hook.py`)
 FOLLOWS = "tensorboard"
 ROUND_SECONDS = 0.15  # of one round of the sender: deliveries and heartbeats go on between
-LOOK_SECONDS = 2.0  # at what the process holds open: files that C++ opened are told by no audit hook
+LOOK_SECONDS = 2.0  # at what the process and its children hold open: what C++ opens, or a program without our hook, is told by nobody
+EARLY_SECONDS = 10.0  # as long a look is taken each round
 SETTLE_SECONDS = 0.5  # after the trainer's last word, as long as its process lives
 MOST_FILES = 1000
 _ENDED: dict[str, Any] = {"state": "finished", "exit_code": None, "signal": None, "error": None, "dropped": {}}
@@ -83,6 +84,7 @@ class Follower:
         self.names = Names()
         self.others: dict[str, int] = {}
         self._children = 0  # bytes read of opened.jsonl
+        self._began = time.monotonic()
         self._next_look = 0.0
         self._ended_at: float | None = None
         self._told: dict[str, Any] = {}
@@ -113,7 +115,8 @@ class Follower:
                         self.add(doc["path"])
         if time.monotonic() < self._next_look:
             return
-        self._next_look = time.monotonic() + LOOK_SECONDS
+        now = time.monotonic()
+        self._next_look = now if now - self._began < EARLY_SECONDS else now + LOOK_SECONDS
         if self.about.get("pid_namespace", _process.pid_namespace()) != _process.pid_namespace():
             return
         for pid in _family(int(self.about.get("pid") or 0)):
@@ -233,7 +236,10 @@ class Follower:
         if not before:
             return
         before.sort(key=lambda one: one[:2])
-        folder, about = Path(before[-1][1]), before[-1][2]
+        # One that died before its first note made points only if it was the very first.
+        noted = [one for one in before if (Path(one[1]) / NOTE).exists()]
+        _, name, about = noted[-1] if noted else before[0]
+        folder = Path(name)
         newest = Outbox(folder, about)
         newest.look()
         if newest.finish is not None:

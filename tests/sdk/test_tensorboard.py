@@ -17,7 +17,11 @@ import pytest
 from helpers import Shop, until
 from server import Server
 
+from sdk import _process, _wire
+from sdk._ids import new_id
+from sdk._reader import Reader
 from sdk._tensorboard import events, is_event_file
+from sdk._tensorboard.follower import Follower
 from sdk._tensorboard.names import Names
 from sdk._tensorboard.records import FOOT, HEAD, RecordFile, crc32c, masked
 
@@ -310,3 +314,56 @@ def test_what_is_left_out_of_a_file_is_said(shop: Shop, server: Server) -> None:
     assert note["data"]["not_taken"] == {"text": 1}
     assert "logs/events.out.tfevents" in note["data"]["files"][0]
     assert counted(server, "x") == [0]
+
+
+def test_a_sender_killed_at_any_point_of_its_round_leaves_what_the_next_one_needs(tmp_path: Path) -> None:
+    """Followers that die before or after they note where they stand, or while they pass over what is logged: no loss, no double."""
+    run_folder = tmp_path / "journal" / new_id()
+    about = {"writer": new_id(), "run": {"id": run_folder.name, "project": "p"}, "rank": 3, "host": _process.host(), "pid": os.getpid()}
+    trainer = run_folder / about["writer"]
+    trainer.mkdir(parents=True)
+    writers = [tensorboardX.SummaryWriter(str(tmp_path / "logs" / name)) for name in ("a", "b")]
+    chance, given = random.Random(2), 0
+    for turn in range(20):
+        for _ in range(chance.randrange(1, 30)):
+            for writer in writers:
+                writer.add_scalar("x", float(given), given)
+            given += 1
+        for writer in writers:
+            writer.flush()
+        one = Follower(trainer, about)
+        for path in files_in(tmp_path / "logs"):
+            one.add(path)
+        # Dies in the middle of a file, behind one, before or after the note; or goes round a few times first.
+        for _ in range(chance.randrange(1, 4)):
+            for path, file in list(one.files.items()):
+                one._read(path, file, 0.0 if chance.random() < 0.3 else time.monotonic() + 60)
+            if chance.random() < 0.5:
+                one._note()
+        assert not one.closed, turn
+    for writer in writers:
+        writer.close()  # its flush() leaves the last ones to a thread
+    last = Follower(trainer, about)
+    while not last.closed:
+        last.step(ended=True)
+    found: dict[str, list[tuple[int, float]]] = {}
+    for told in run_folder.glob("*/writer.json"):
+        if json.loads(told.read_text()).get("follows"):
+            reader = Reader(told.parent)
+            while (chunk := reader.read(settled=True)) is not None:
+                for _, key, step, _, value in _wire.points(_wire.decode(_wire.encode(run_folder.name, told.parent.name, chunk)[0])):
+                    found.setdefault(key, []).append((step, value))
+    assert {key: sorted(points) for key, points in found.items()} == {
+        key: [(step, float(step)) for step in range(given)] for key in ("x", "b/x")
+    }
+    ended = [folder for folder in run_folder.iterdir() if (folder / "followed.json").exists()]
+    assert all(any(doc.get("name") == "finish" for _, _, _, doc in docs_of(folder)) for folder in ended), (
+        "a journal was left without an end"
+    )
+
+
+def docs_of(folder: Path) -> list:
+    reader, found = Reader(folder), []
+    while (chunk := reader.read(settled=True)) is not None:
+        found += chunk.docs
+    return found
