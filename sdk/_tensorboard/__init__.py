@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
+import time
 from typing import Any
 
 FLUSH_SECONDS = 5.0
@@ -31,6 +32,16 @@ def flush_writers() -> None:
         thread.join(FLUSH_SECONDS)
 
 
+def _wait_for_queue(queue: Any) -> None:
+    """tensorboardX hands events to a thread by a queue that its flush() does not wait for."""
+    until = time.monotonic() + FLUSH_SECONDS / 2
+    while queue is not None and time.monotonic() < until:
+        if not getattr(queue, "_buffer", None) and queue.empty():
+            time.sleep(0.05)  # the one that was just taken is being written
+            return
+        time.sleep(0.01)
+
+
 def _flush(classes: list[Any], tensorflow: Any) -> None:
     import gc
 
@@ -38,6 +49,7 @@ def _flush(classes: list[Any], tensorflow: Any) -> None:
         for found in gc.get_referrers(kind):
             if isinstance(found, kind):
                 with contextlib.suppress(Exception):  # closed ones say so
+                    _wait_for_queue(getattr(found, "_event_queue", None))
                     found.flush()
     if tensorflow is not None:
         with contextlib.suppress(Exception):
