@@ -82,8 +82,7 @@ def test_the_transformers_trainer_logs_its_steps_arguments_and_checkpoints(shop:
 @needs("transformers", "accelerate")
 def test_the_callback_logs_into_a_run_that_the_user_began_and_leaves_his_words_alone(shop: Shop, server: Server) -> None:
     """One run, the user's project, his config stands, nothing is ended before the program ends."""
-    shop_program = TRAINER
-    done = shop.run(shop_program, server, arguments=("mine",), **QUIET)
+    done = shop.run(TRAINER, server, arguments=("mine",), **QUIET)
     assert done.returncode == 0, done.stderr[-3000:]
     assert until(lambda: server.finishes())
     assert {one["run"]["project"] for one in server.writers.values()} == {"mine"}
@@ -160,7 +159,7 @@ ACCELERATE = """
 
 
 @needs("accelerate")
-@pytest.mark.parametrize("words", [(), ("name",), ("mine",)], ids=["an instance", "by name", "in the user's run"])
+@pytest.mark.parametrize("words", [("name",), ("mine",)], ids=["by name", "an instance in the user's run"])
 def test_accelerate_logs_by_its_tracker(shop: Shop, server: Server, words: tuple[str, ...]) -> None:
     """Points at the steps given, the config, texts as notes; end_training ends a run that the tracker began, never the user's."""
     if "name" in words:

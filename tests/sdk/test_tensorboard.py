@@ -316,6 +316,42 @@ def test_what_is_left_out_of_a_file_is_said(shop: Shop, server: Server) -> None:
     assert counted(server, "x") == [0]
 
 
+def test_of_a_program_that_is_killed_all_that_it_had_written_arrives(shop: Shop, server: Server) -> None:
+    """What is in the file when the process is gone is read to its end."""
+    program = """
+        import os, sdk, tensorboardX
+        sdk.init(project="p", sync_tensorboard=True)
+        writer = tensorboardX.SummaryWriter("logs")
+        for step in range(2000): writer.add_scalar("x", step, step)
+        writer.close()
+    """
+    done = shop.run(program.rstrip() + "\n        os.kill(os.getpid(), 9)\n", server)
+    assert done.returncode == -9
+    assert until(lambda: len(counted(server, "x")) >= 2000 and not shop.senders()), done.stderr
+    assert counted(server, "x") == list(range(2000))
+
+
+def test_each_rank_has_the_points_that_it_wrote(shop: Shop, server: Server) -> None:
+    """Two ranks, one sender: a follower each, with the rank of its trainer."""
+    program = """
+        import os, sdk, tensorboardX
+        run = sdk.init(project="p", sync_tensorboard=True)
+        rank = int(os.environ["RANK"])
+        writer = tensorboardX.SummaryWriter(f"logs{rank}")
+        for step in range(20): writer.add_scalar("x", rank * 100 + step, step)
+        writer.close()
+    """
+    launch = {"TORCHELASTIC_RUN_ID": "job-9", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    ranks = [shop.start(program, server, **launch, RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0") for rank in (0, 1)]
+    for process in ranks:
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+    assert until(lambda: not shop.senders())
+    assert len({about["run"]["id"] for about in server.writers.values()}) == 1
+    for rank in (0, 1):
+        assert server.points("x", kind="node", rank=rank) == [(step, rank * 100 + step) for step in range(20)]
+
+
 def test_a_sender_killed_at_any_point_of_its_round_leaves_what_the_next_one_needs(tmp_path: Path) -> None:
     """Followers that die before or after they note where they stand, or while they pass over what is logged: no loss, no double."""
     run_folder = tmp_path / "journal" / new_id()
