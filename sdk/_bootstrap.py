@@ -86,27 +86,52 @@ def _perform(arguments: list, sdk) -> int:
 
 
 def _begin(sdk, arguments: list) -> None:
-    """Opens the run, unless the program's first file does so by itself; an `init` elsewhere goes on with the one opened here."""
-    if sdk is not None and not _opens_its_own(arguments):
-        sdk.init().adoptable = True
+    """Opens the run. If the program turns out to have an `init` of its own, that one goes on with it (`_adopt.py`)."""
+    if sdk is None:
+        return
+    asked = _own_init(arguments)
+    if asked is None:  # it opens its own, in a way that cannot be known beforehand
+        return
+    project = asked if asked and not os.environ.get("ENCORE_PROJECT") else None
+    sdk.init(project=project).adoptable = True
 
 
-def _opens_its_own(arguments: list) -> bool:
-    import re
+def _own_init(arguments: list):
+    """The project that the program's first file names in its `init`, "" if it has none there; None where it goes about it in a way of its
+    own: a project that is computed, an id, a mode, a resume. Nothing of it is run."""
+    import ast
 
     if arguments[0] == "--command":
-        return False
+        return ""
     try:
         if arguments[0] == "-c":
             source = arguments[1]
         else:
             with open(sys.modules["__main__"].__file__ or "", encoding="utf-8", errors="replace") as file:
                 source = file.read(1 << 20)
-    except (OSError, AttributeError, TypeError):
-        return False
-    # A line of code that begins so, perhaps behind `run =`, `with` or indentation; not one in a comment or a text.
-    called = re.search(r"^[ \t]*(?:with[ \t]+|[\w.]+[ \t]*=[ \t]*)?(?:sdk|encore)\.init[ \t]*\(", source, re.MULTILINE)
-    return called is not None
+        if ".init" not in source:
+            return ""
+        calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call) and _is_init(node.func)]
+    except (OSError, AttributeError, TypeError, SyntaxError, ValueError, RecursionError):
+        return ""
+    found = ""
+    for call in calls:
+        given = {keyword.arg: keyword.value for keyword in call.keywords}
+        if None in given or {"id", "resume", "fork_from", "rewind_to", "mode"} & set(given):
+            return None
+        project = call.args[0] if call.args else given.get("project")
+        if project is not None:
+            if not isinstance(project, ast.Constant) or not isinstance(project.value, (str, type(None))):
+                return None
+            found = found or project.value or ""
+    return found
+
+
+def _is_init(function) -> bool:
+    import ast
+
+    named = isinstance(function, ast.Attribute) and function.attr == "init" and isinstance(function.value, ast.Name)
+    return named and function.value.id in ("sdk", "encore")
 
 
 def _child(command: list) -> int:

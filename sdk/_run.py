@@ -111,6 +111,7 @@ class Run:
         for step in (
             self._begin_capture,
             lambda: self._bootstrapped(writer, note),
+            self._where_metrics_come_from,
             lambda: _exit.mark_signals(writer.folder),
             self._start_sender,
             self._start_console,
@@ -119,6 +120,12 @@ class Run:
                 step()
             except Exception as error:
                 writer.say(f"{type(error).__name__}: {error} (training goes on)")
+
+    def _where_metrics_come_from(self) -> None:
+        """Whoever plays the run again has to look for its numbers in the same places."""
+        asked = {"tensorboard": self.settings.tensorboard, "patterns": list(self.settings.patterns)}
+        if any(asked.values()):
+            self._emit({"type": "recipe", "section": "command", "value": {name: v for name, v in asked.items() if v}, "merge": True})
 
     def _bootstrapped(self, writer: Writer, note: str | None) -> None:
         if note is None:
@@ -149,7 +156,6 @@ class Run:
         from . import _patterns
 
         self._matcher = _patterns.matcher(self.settings.patterns, lambda values, step: self.log(values, step), self.writer.say)
-        self._emit({"type": "recipe", "section": "command", "value": {"patterns": list(self.settings.patterns)}, "merge": True})
         return self._matcher.feed if self._matcher is not None else None
 
     def _last_metrics(self) -> None:

@@ -32,7 +32,7 @@ FOLLOWS = "tensorboard"
 ROUND_SECONDS = 0.15  # of one round of the sender: deliveries and heartbeats go on between
 LOOK_SECONDS = 2.0  # at what the process and its children hold open: what C++ opens, or a program without our hook, is told by nobody
 EARLY_SECONDS = 10.0  # as long a look is taken each round
-SETTLE_SECONDS = 0.5  # after the trainer's last word, as long as its process lives
+SETTLE_SECONDS = 0.25  # after the trainer's last word, as long as its process lives
 MOST_FILES = 1000
 _ENDED: dict[str, Any] = {"state": "finished", "exit_code": None, "signal": None, "error": None, "dropped": {}}
 
@@ -149,7 +149,7 @@ class Follower:
             news, more = news or took, more or left
         if news or (self.files and self._told.get("files", {}).keys() != self.files.keys()):
             self._note()
-        if ended and not news and not more and self._settled():
+        if ended and not news and not more and (not self.files or self._settled()):
             self._end()
         return more
 

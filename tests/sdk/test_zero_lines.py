@@ -174,6 +174,7 @@ def test_an_untouched_script_is_captured_whole(shop: Shop, server: Server) -> No
     assert command["argv"][-2:] == ["--lr", "0.1"]
     assert command["entry"]["name"] == "train.py"
     assert command["bootstrap"] == "encore run"
+    assert command["tensorboard"] is True
     assert command["patterns"] == [r"step (?P<step>\d+): acc=(?P<acc>[0-9.]+)"]
     assert script.read_bytes() in server.blobs.values()
     assert recipe(server, "environment")["packages"]
@@ -196,12 +197,19 @@ def test_a_program_of_another_kind_is_followed_too(shop: Shop, server: Server) -
     assert server.points("acc") == [(step, step / 20) for step in range(20)]
 
 
-@pytest.mark.parametrize("where", ["in the script", "in a module"])
-def test_a_script_that_has_our_line_after_all_is_one_run(shop: Shop, server: Server, where: str) -> None:
-    """Its init goes on with the run of `encore run`: config, name and tags arrive, nothing is opened twice."""
-    line = 'sdk.init(config={"lr": 0.5}, name="mine", tags=["a"])'
-    (shop.work / "helper.py").write_text(f"import sdk\ndef begin():\n    return {line}\n")
-    begin = f"run = {line}" if where == "in the script" else "import helper; run = helper.begin()"
+@pytest.mark.parametrize(
+    ("begin", "project"),
+    [
+        ('run = sdk.init(project="its own", config={"lr": 0.5}, name="mine", tags=["a"])', "its own"),
+        ('run = sdk.init(project="".join(["com", "puted"]), config={"lr": 0.5}, name="mine", tags=["a"])', "computed"),
+        ("import helper; run = helper.begin()", None),
+    ],
+    ids=["in the script", "in a way of its own", "in a module"],
+)
+def test_a_script_that_has_our_line_after_all_is_one_run(shop: Shop, server: Server, begin: str, project: str | None) -> None:
+    """Its init goes on with the run of `encore run`: project, config, name and tags arrive, nothing is opened twice."""
+    helper = 'import sdk\ndef begin():\n    return sdk.init(config={"lr": 0.5}, name="mine", tags=["a"])\n'
+    (shop.work / "helper.py").write_text(helper)
     (shop.work / "train.py").write_text(f"import sdk\n{begin}\nsdk.log({{'x': 1.0}}, step=4)\nprint('run', run.id)\n")
     done = shop.encore("run", "--", sys.executable, "train.py", server=server)
     assert done.returncode == 0, done.stderr
@@ -215,6 +223,16 @@ def test_a_script_that_has_our_line_after_all_is_one_run(shop: Shop, server: Ser
     assert "mine" in names
     assert recipe(server, "command")["bootstrap"] == "encore run"
     assert len(server.finishes()) == 1
+    assert {about["run"]["project"] for about in server.writers.values()} == {project or shop.work.name}
+
+
+def test_an_init_that_is_never_reached_leaves_the_run_of_encore_run(shop: Shop, server: Server) -> None:
+    """`if track: sdk.init(…)`: the script is captured all the same."""
+    (shop.work / "train.py").write_text("import sdk, sys\nif len(sys.argv) > 1:\n    sdk.init(project='p')\nprint('ran')\n")
+    done = shop.encore("run", "--", sys.executable, "train.py", server=server)
+    assert done.returncode == 0, done.stderr
+    assert until(lambda: server.finishes())
+    assert "ran" in "".join(doc["text"] for doc in server.docs("log"))
 
 
 def test_a_pattern_that_cannot_work_is_said_before_anything_runs(shop: Shop, server: Server) -> None:
