@@ -111,7 +111,7 @@ class Run:
         for step in (
             self._begin_capture,
             lambda: self._bootstrapped(writer, note),
-            self._where_metrics_come_from,
+            lambda: self._where_metrics_come_from(note is not None),
             lambda: _exit.mark_signals(writer.folder),
             self._start_sender,
             self._start_console,
@@ -121,9 +121,9 @@ class Run:
             except Exception as error:
                 writer.say(f"{type(error).__name__}: {error} (training goes on)")
 
-    def _where_metrics_come_from(self) -> None:
-        """Whoever plays the run again has to look for its numbers in the same places."""
-        asked = {"tensorboard": self.settings.tensorboard, "patterns": list(self.settings.patterns)}
+    def _where_metrics_come_from(self, bootstrapped: bool) -> None:
+        """Whoever plays the run again has to look for its numbers in the same places; the bootstrap follows TensorBoard by itself."""
+        asked = {"tensorboard": self.settings.tensorboard and not bootstrapped, "patterns": list(self.settings.patterns)}
         if any(asked.values()):
             self._emit({"type": "recipe", "section": "command", "value": {name: v for name, v in asked.items() if v}, "merge": True})
 

@@ -258,6 +258,7 @@ def test_sync_tensorboard_follows_in_a_script_with_our_line_and_counts_each_poin
     assert sorted(counted(server, "eval/x")) == list(range(50))
     assert counted(server, "child/x") == [1]
     assert server.points("own") == [(0, 1.0)]
+    assert {"tensorboard": True} in [doc["value"] for doc in server.docs("recipe") if doc["section"] == "command"]
 
 
 def test_each_point_arrives_once_however_often_the_sender_is_killed(shop: Shop, server: Server) -> None:

@@ -174,7 +174,6 @@ def test_an_untouched_script_is_captured_whole(shop: Shop, server: Server) -> No
     assert command["argv"][-2:] == ["--lr", "0.1"]
     assert command["entry"]["name"] == "train.py"
     assert command["bootstrap"] == "encore run"
-    assert command["tensorboard"] is True
     assert command["patterns"] == [r"step (?P<step>\d+): acc=(?P<acc>[0-9.]+)"]
     assert script.read_bytes() in server.blobs.values()
     assert recipe(server, "environment")["packages"]
