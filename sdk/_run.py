@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import _capture, _console, _exit, _launch, _names, _process, _sender, _settings
+from . import _capture, _console, _exit, _keeper, _launch, _names, _process, _sender, _settings
 from ._config import Config, Summary
 from ._finish import wait_until_sent
 from ._ids import derived_id, is_id
@@ -43,6 +43,7 @@ class Run:
         self._sender_started = False
         self._matcher: Any = None
         self.adoptable = False  # begun by `encore run`: the program's own init may go on with it
+        self._leave_sender: Callable[[], None] = _no_keeper
         self.log: Callable[..., None] = _nothing
         if settings.mode != "disabled":
             self.writer = self._open_journal()
@@ -113,6 +114,7 @@ class Run:
             lambda: self._bootstrapped(writer, note),
             lambda: self._where_metrics_come_from(note is not None),
             lambda: _exit.mark_signals(writer.folder),
+            lambda: _exit.mark_crashes(writer.folder),
             self._start_sender,
             self._start_console,
         ):
@@ -144,6 +146,7 @@ class Run:
             return
         self._sender_started = True
         _sender.start(self.writer.folder.parent, self.settings)
+        self._leave_sender = _keeper.keep(self.writer.folder.parent, self.settings)
 
     def _start_console(self) -> None:
         if self.settings.console:
@@ -181,6 +184,13 @@ class Run:
         """Note something at a time (and a step): `run.event("checkpoint", {"path": …})`."""
         if self.writer is not None:
             self.writer.emit({"type": "event", "name": str(name), "data": plain(dict(data or {}))}, step)
+
+    def log_later(self, data: Mapping[str, Any], step: int | None = None) -> None:
+        """See sdk.log_later."""
+        if self.writer is not None:
+            from . import _later
+
+            _later.log_later(self.writer, data, step)
 
     def define(self, pattern: str, **meaning: Any) -> None:
         """See sdk.define."""
@@ -228,6 +238,7 @@ class Run:
             error = given["error"]
             self.event("exception", {"type": error["type"], "message": error["message"]})
         writer.finish(given)
+        self._leave_sender()
         _exit.unmark_signals(writer.folder)
 
     def leave_open(self) -> bool:
@@ -365,7 +376,7 @@ def init(arguments: Mapping[str, Any], held: bool) -> Run:
     current = run
     _rebind_face(run)
     if settings.mode != "disabled":
-        _exit.install(_at_exit)
+        _exit.install(_at_exit, _thread_died)
         _greet(run)
         run.open()
         if launch.world_size == 1 and launch.kind == "python":
@@ -437,6 +448,11 @@ def lay_over(config: Any, overrides: Mapping[str, Any]) -> set[str]:
     return put
 
 
+def _thread_died(error: dict[str, Any]) -> None:
+    if current is not None:
+        current.event("exception", error)
+
+
 def _at_exit() -> None:
     run = current
     if run is None:
@@ -460,6 +476,10 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
+
+
+def _no_keeper() -> None:
+    """No sender of ours is to be kept at work."""
 
 
 def _nothing(data: Mapping[str, Any], step: int | None = None) -> None:

@@ -195,7 +195,7 @@ class Follower:
             self.skip[path] = skip - len(event.scalars)
             return
         values = {self.names.key(path, tag): value for tag, value in event.scalars.items()}
-        writer.log_at(values, event.step, int(event.wall_time * 1e6))
+        writer.log_at(values, event.step, (int(event.wall_time * 1e6) - writer.anchor_wall_us) * 1000)
 
     # Remembering ----------------------------------------------------------------------------------------------------------------
 
@@ -209,7 +209,8 @@ class Follower:
 
     def _open_writer(self) -> Writer:
         if self.writer is None:
-            self.writer = Writer(self.folder.parent.parent, self.about["run"], SimpleNamespace(strict=False), self._facts())
+            settings = SimpleNamespace(strict=False, journal_mode=self.about.get("journal_mode", "map"))
+            self.writer = Writer(self.folder.parent.parent, self.about["run"], settings, self._facts())
         return self.writer
 
     def _facts(self) -> dict[str, Any]:
