@@ -17,6 +17,7 @@ from typing import Any
 from .. import _liveness, _process, _wire
 from .._journal import write_json
 from .._reader import read_json
+from .._tensorboard.follower import Followers
 from .._transport import Answer, Transport
 from ..errors import EncoreError, ServerRefused, ServerUnreachable
 from . import LOCK, STATUS, limits, oom
@@ -24,6 +25,7 @@ from .blobs import Blobs
 from .durable import Durable
 from .node import Node
 from .outbox import Outbox
+from .stacks import Stacks
 
 
 class RunSender:
@@ -48,6 +50,7 @@ class RunSender:
         self.capture, self.sample, self.liveness, self.may_stop = capture, sample, liveness, may_stop
         self.outboxes: dict[str, Outbox] = {}
         self.node: Node | None = None
+        self.followers = Followers(folder)  # TensorBoard's files; at work only in the elected sender
         self.known: set[str] = set()
         self.error: str | None = None
         self.fatal: str | None = None  # the server will have nothing of this run
@@ -74,6 +77,7 @@ class RunSender:
         self._uploads_failing_since: float | None = None
         self._uploads_after = 0.0
         self._uploads_wait = 0.0
+        self.stacks = Stacks(self)
 
     # Election -------------------------------------------------------------------------------------------------------------------
 
@@ -109,7 +113,9 @@ class RunSender:
         if self.node is not None:
             self.node.step(self.trainers)
         self._tell()  # also before a call that may take half a minute
-        busy = self._deliver()
+        self.stacks.step()
+        more = self._lock is not None and self.only is None and self.followers.step(self.trainers)
+        busy = self._deliver() or more
         self._upload()
         self._heartbeat()
         if self.ending and self.node is not None and not self.node.closed and self.node.end():
@@ -184,6 +190,8 @@ class RunSender:
                 box.rest()
                 continue
             for doc in self._seen(box):
+                if doc.get("type") == "opened" and self._lock is not None and self.only is None:
+                    self.followers.opened(box, doc)
                 if doc.get("type") == "opened" and self.node is not None:
                     self.node.opened(doc)
             box.rest()
@@ -419,8 +427,9 @@ class RunSender:
         if not boxes or not self.liveness:
             return
         writers = [{"id": box.id, "alive": not box.dead, "unsent": box.unsent} for box in boxes]
+        told = {"run": self.run, "host": _process.host(), "writers": writers, **self.stacks.words()}
         try:
-            self._heed(self.transport.call("POST", "ingest/heartbeats", {"run": self.run, "host": _process.host(), "writers": writers}))
+            self._heed(self.transport.call("POST", "ingest/heartbeats", told))
         except ServerUnreachable as error:
             self._back_off(str(error))
         except ServerRefused as error:
@@ -429,6 +438,7 @@ class RunSender:
                 self._back_off(str(error), error.fields.get("retry_after"))
 
     def _heed(self, answer: dict[str, Any]) -> None:
+        self.stacks.heed(answer)
         if not answer.get("stop") or self.stop_told or not self.may_stop:
             return
         self.stop_told = True
@@ -512,6 +522,8 @@ class RunSender:
     @property
     def done(self) -> bool:
         if not self.ending or (self.node is not None and not (self.node.closed and self.node.writer.id in self.outboxes)):
+            return False
+        if not self.followers.done(self.outboxes):
             return False
         if self.transport is None or self.fatal:
             return all(box.seen_all for box in self.outboxes.values())
