@@ -402,10 +402,12 @@ def test_a_journal_that_cannot_be_read_stops_no_other(shop: Shop, server: Server
         writer.finish({"state": "finished"})
     segment = newer.folder / "00000000.seg"
     segment.write_bytes(b"ENCOREJ2" + segment.read_bytes()[8:])
+    about = json.loads((newer.folder / "writer.json").read_text())
+    (newer.folder / "writer.json").write_text(json.dumps(about | {"format": 2}))
     sender = RunSender(good.folder.parent, server.url, "t")
     assert sender.elect()
     assert rounds(sender, lambda: server.points("x", rank=1) == [(0, 1.0)])
-    assert rounds(sender, lambda: "newer than this SDK" in json.loads((good.folder.parent / "sender.json").read_text())["error"])
+    assert rounds(sender, lambda: "newer than this SDK" in (json.loads((good.folder.parent / "sender.json").read_text())["error"] or ""))
     assert not sender.done
     sender.resign()
     answer = shop.encore("sync", str(good.folder.parent), "--seconds", "1", server=server)
