@@ -215,7 +215,8 @@ class RunSender:
                     continue
             except OSError as error:
                 self.error = f"{box.folder}: {error}"
-            node = self.node or self._open_node(box)
+            # A rank that came when all others had ended finds the node's own journal closed.
+            node = self.node if self.node is not None and not self.node.closed else self._open_node(box)
             if node is not None and not node.closed:
                 watch = self._memory.get(box.id)
                 node.gone(box, watch.killed() if watch is not None else None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import random
 import shutil
@@ -16,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sdk import _sender, _settings
+from sdk._sender import adopt
 from tests.e2e.conftest import Up
 from tests.services import free_port
 
@@ -84,18 +84,17 @@ class House:
         return None
 
     def is_delivered(self, run: str) -> bool:
-        """Whether the run's sender has said that all is over, and has gone; one is started where none is at work."""
-        with contextlib.suppress(OSError, ValueError):
-            status = json.loads((self.journal / run / "sender.json").read_text())
-            if status.get("done") and status.get("delivered"):
-                return not senders(self.journal / run)
+        """Whether the run's sender has said that all is over, after the last start, and has gone; one is started where none is at work."""
+        if adopt.is_settled(self.journal / run):
+            return not senders(self.journal / run)
         self.send(run)
         return False
 
     def close(self) -> None:
         kill(senders(self.journal))
-        if self.up.process.poll() is None:
-            self.up.stop()
+        self.up.process.kill()  # an orderly end waits for the compaction of all this; its guard kills what it leaves
+        self.up.process.wait()
+        until(lambda: not self.up.everything(), 30)
         self.up.process.stdout.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 

