@@ -13,7 +13,6 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -250,20 +249,3 @@ def _populate(segment: Segment) -> None:
         del held
     except (ImportError, OSError, AttributeError, TypeError, ValueError):
         return
-
-
-def sync(paths: Iterable[Path], synced: int) -> int:
-    """fsync the segments that may have changed since `synced` was the last one; returns the last one now."""
-    last = synced
-    for path in paths:
-        number = int(path.stem)
-        if number < synced:
-            continue
-        with contextlib.suppress(OSError):
-            fd = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-            last = max(last, number)
-    return last

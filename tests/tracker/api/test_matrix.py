@@ -34,6 +34,9 @@ MATRIX = {
     ("PATCH", "runs/<str:id>"): EDIT,
     ("DELETE", "runs/<str:id>"): EDIT,
     ("POST", "runs/<str:id>/stop"): EDIT,
+    ("GET", "runs/<str:id>/ranks"): READ,
+    ("GET", "runs/<str:id>/stacks"): READ,
+    ("POST", "runs/<str:id>/stacks"): set(),  # nobody: this run is over
     ("GET", "runs/<str:id>/keys"): READ,
     ("GET", "runs/<str:id>/history"): READ,
     ("GET", "runs/<str:id>/logs"): READ,

@@ -175,6 +175,13 @@ class TestTheEnd:
         gone = {"type": "event", "name": "gone", "data": {"writer": send.writer.id, "exit_code": None}}
         assert send(gone, by=node).state == "crashed"
 
+    def test_a_trainer_that_the_system_ended_for_memory_says_so(self, send):
+        _, node = send.open(send.run.id, kind="node")
+        error = {"type": "OutOfMemory", "message": "killed by the system for want of memory (OOM)", "traceback": ""}
+        gone = {"type": "event", "name": "gone", "data": {"writer": send.writer.id, "exit_code": None, "signal": 9, "error": error}}
+        run = send(gone, by=node)
+        assert (run.state, run.signal, run.error) == ("crashed", 9, error)
+
     def test_its_own_late_word_counts_more_than_gone(self, send):
         _, node = send.open(send.run.id, kind="node")
         gone = {"type": "event", "name": "gone", "data": {"writer": send.writer.id, "exit_code": None}}
