@@ -171,6 +171,18 @@ train(9_000)
     assert "Permission denied" in " ".join(said["lost"])
 
 
+def test_a_truncated_file_is_survived_by_write(tmp_path: Path) -> None:
+    """Another program cuts the file to nothing: nothing would catch that under a map; mode "write" goes on, and later segments are read."""
+    said = train(tmp_path, "write", "train(500)\nos.truncate(writer.folder / '00000000.seg', 0)\ntrain(4000)")
+    batches = everything(Path(said["folder"]), settled=True)
+    steps = [step for batch in batches for frame in batch["frames"] for step in frame["steps"]]
+    assert 500 < steps[0] < 4000
+    assert steps == list(range(steps[0], 4500))
+    holes = [tuple(hole) for batch in batches for hole in batch["holes"]]
+    assert holes[0][0] == 0
+    assert all(later[0] == earlier[1] + 1 for earlier, later in zip(holes, holes[1:], strict=False)), "one stretch: the cut segment"
+
+
 def test_a_read_only_journal_from_the_start(shop: Shop, server: Server) -> None:
     """A read-only mount: the temporary folder serves instead, and says so."""
     with mounted(shop.folder / "locked", "-t", "tmpfs", "-o", "size=1m,ro", "none") as locked:
