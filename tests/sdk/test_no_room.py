@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -180,7 +181,7 @@ def test_a_truncated_file_is_survived_by_write(tmp_path: Path) -> None:
     assert steps == list(range(steps[0], 4500))
     holes = [tuple(hole) for batch in batches for hole in batch["holes"]]
     assert holes[0][0] == 0
-    assert all(later[0] == earlier[1] + 1 for earlier, later in zip(holes, holes[1:], strict=False)), "one stretch: the cut segment"
+    assert all(later[0] == earlier[1] + 1 for earlier, later in pairwise(holes)), "one stretch: the cut segment"
 
 
 def test_a_read_only_journal_from_the_start(shop: Shop, server: Server) -> None:
