@@ -29,10 +29,12 @@ def init(
     mode: str | None = None,
     id: str | None = None,
     mesh: Any = None,
+    sync_tensorboard: bool | None = None,
 ) -> Run:
     """Opens a run and returns it; also the context manager of it. Never waits for the network and never fails a run.
 
     config: what was chosen (a dict, an argparse Namespace, a dataclass). resume: "allow" or "must", with `id`. fork_from: (run, step).
+    sync_tensorboard: what this process writes for TensorBoard becomes points too.
     mode: "online", "offline" or "disabled"; else ENCORE_MODE. All ranks of one launch join one run by themselves. mesh: see set_mesh.
     """
     held = config is not None and sys.getrefcount(config) > _LITERAL
@@ -51,6 +53,7 @@ def init(
         "rewind_to": rewind_to,
         "mode": mode,
         "id": id,
+        "sync_tensorboard": sync_tensorboard,
     }
     run = _run.init(arguments, held)
     if _seeded:

@@ -17,6 +17,7 @@ from typing import Any
 from .. import _liveness, _process, _wire
 from .._journal import write_json
 from .._reader import read_json
+from .._tensorboard.follower import Followers
 from .._transport import Answer, Transport
 from ..errors import EncoreError, ServerRefused, ServerUnreachable
 from . import LOCK, STATUS, limits, oom
@@ -49,6 +50,7 @@ class RunSender:
         self.capture, self.sample, self.liveness, self.may_stop = capture, sample, liveness, may_stop
         self.outboxes: dict[str, Outbox] = {}
         self.node: Node | None = None
+        self.followers = Followers(folder)  # TensorBoard's files; at work only in the elected sender
         self.known: set[str] = set()
         self.error: str | None = None
         self.fatal: str | None = None  # the server will have nothing of this run
@@ -112,7 +114,8 @@ class RunSender:
             self.node.step(self.trainers)
         self._tell()  # also before a call that may take half a minute
         self.stacks.step()
-        busy = self._deliver()
+        more = self._lock is not None and self.only is None and self.followers.step(self.trainers)
+        busy = self._deliver() or more
         self._upload()
         self._heartbeat()
         if self.ending and self.node is not None and not self.node.closed and self.node.end():
@@ -186,6 +189,8 @@ class RunSender:
             if (box.sealed and box.eyes.next >= box.next > 0) or box.broken:
                 continue
             for doc in self._seen(box):
+                if doc.get("type") == "opened" and self._lock is not None and self.only is None:
+                    self.followers.opened(box, doc)
                 if doc.get("type") == "opened" and self.node is not None:
                     self.node.opened(doc)
         if not self.liveness or now < self._next_look:
@@ -514,6 +519,8 @@ class RunSender:
     @property
     def done(self) -> bool:
         if not self.ending or (self.node is not None and not (self.node.closed and self.node.writer.id in self.outboxes)):
+            return False
+        if not self.followers.done(self.outboxes):
             return False
         if self.transport is None or self.fatal:
             return all(box.seen_all for box in self.outboxes.values())

@@ -15,7 +15,7 @@ from tracker.store import reading
 MOST_KEYS = 20_000
 
 
-def _last(row: MetricSummary) -> Any:
+def last_of(row: MetricSummary) -> Any:
     """The exact last value: a number, or NaN and the infinities as text."""
     if row.last_text:
         text = row.last_text
@@ -65,7 +65,7 @@ def _together(rows: list[MetricSummary]) -> dict:
         "ranks": [row.rank for row in rows],
         "count": count,
         "nan_count": count - numbers,
-        "last": _last(rows[0]),
+        "last": last_of(rows[0]),
         "last_step": rows[0].last_step,
         "min": storable.value(min(lows)) if lows else None,
         "max": storable.value(max(highs)) if highs else None,
@@ -73,16 +73,18 @@ def _together(rows: list[MetricSummary]) -> dict:
     }
 
 
-def last_of_runs(run_ids: list[str], keys: list[str]) -> dict[str, dict]:
-    """``{run: {key: last value}}``; of several ranks their reduced."""
-    if not run_ids or not keys:
+def last_of_runs(run_ids: list[str], keys: list[str] | None) -> dict[str, dict]:
+    """``{run: {key: last value}}``; of several ranks their reduced. ``keys`` None: of all that have a summary."""
+    if not run_ids or keys == []:
         return {}
+    named = {} if keys is None else {"key__in": [key.replace("\x00", "") for key in keys]}
+    rows = MetricSummary.objects.filter(run__in=run_ids, **named).only("run_id", "key", "rank", "last", "last_text")
     found: dict[str, dict] = {}
     several: set[tuple[str, str]] = set()
-    for row in MetricSummary.objects.filter(run__in=run_ids, key__in=[key.replace("\x00", "") for key in keys]).order_by("rank"):
+    for row in rows.order_by("rank").iterator():
         if row.key in found.setdefault(row.run_id, {}):
             several.add((row.run_id, row.key))
-        found[row.run_id].setdefault(row.key, _last(row))
+        found[row.run_id].setdefault(row.key, last_of(row))
     for (run_id, key), value in reduced_lasts(several).items() if several else ():
         found[run_id][key] = storable.value(value)
     return found

@@ -112,7 +112,7 @@ def _answer(user, query: Query) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         writers = reading.writers_of(runs)
         if all(info.next <= before.get(info.id, 0) for info in writers.values()):
             return [], {"cursor": _cursor(writers), "x": query.x}  # nothing came: one query, nothing decoded
-    keys = _keys(runs, query.keys)
+    keys = keys_of_runs(runs, query.keys)
     ranks = query.ranks if isinstance(query.ranks, tuple) else None
     window = _step_window(query)
     if before is None:
@@ -298,7 +298,7 @@ def _reductions(grouped: dict[tuple[str, str], list[Column]]) -> dict[tuple[str,
 _GLOB = re.compile(r"[*?\[]")
 
 
-def _keys(runs: list[str], asked: tuple[str, ...]) -> list[str]:
+def keys_of_runs(runs: list[str], asked: tuple[str, ...]) -> list[str]:
     """Names as they are; globs as the names that match them in these runs, sorted."""
     if not any(_GLOB.search(key) for key in asked):
         return list(asked)

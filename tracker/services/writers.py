@@ -197,8 +197,8 @@ def _attempt_for(run: Run, told: dict) -> Attempt:
     ended. Else it is the k-th attempt for the k-th writer of a rank in start order. Journals may arrive in any order: an attempt
     that started before others takes its place among them, and they move up by one.
     """
-    # A forked child is no start of its own: it stands beside its parent.
-    parent = told["info"].get("parent")
+    # A forked child is no start of its own: it stands beside its parent; so does what the sender writes for a trainer ("of").
+    parent = told["info"].get("parent") or told["info"].get("of")
     if isinstance(parent, str) and (known := run.writers.filter(id=parent).select_related("attempt").first()):
         return known.attempt
     launch = _launch_key(told["launch"])

@@ -47,6 +47,9 @@ MATRIX = {
     ("GET", "runs/<str:id>/files/content"): set(),  # nobody: this run has no files
     ("GET", "runs/<str:id>/bundle"): READ,
     ("POST", "runs/<str:id>/reproductions"): EDIT,
+    ("GET", "runs/<str:id>/media"): READ,
+    ("GET", "export/runs"): PERSON,
+    ("POST", "export/history"): PERSON,
     ("POST", "series"): PERSON,  # a stranger is answered no series
     ("GET", "blobs/<str:digest>"): READ | {"job"},
     ("GET", "reproductions"): PERSON,
@@ -132,6 +135,7 @@ def request_of(method: str, route: str, who: str, reproduction: Reproduction, di
         "tokens": {"name": "x"},
         "projects": {"slug": f"new-{who}"},
         "projects/<str:slug>/members": {"members": [{"user": name, "role": role} for name, role in MEMBERS]},
+        "export/history": {"keys": ["a"]},
         "series": {"runs": [reproduction.original_id], "keys": ["a"]},
         "ingest/writers": writer_json(run),
         "ingest/heartbeats": {"run": run, "writers": []},
