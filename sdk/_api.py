@@ -28,10 +28,12 @@ def init(
     rewind_to: int | None = None,
     mode: str | None = None,
     id: str | None = None,
+    checkpoint_dir: Any = None,
 ) -> Run:
     """Opens a run and returns it; also the context manager of it. Never waits for the network and never fails a run.
 
-    config: what was chosen (a dict, an argparse Namespace, a dataclass). resume: "allow" or "must", with `id`. fork_from: (run, step).
+    config: what was chosen (a dict, an argparse Namespace, a dataclass). resume: "allow" or "must", with `id`; "auto" goes on with the
+    run whose checkpoints lie in `checkpoint_dir` (else ENCORE_CHECKPOINT_DIR), as chained jobs do. fork_from: (run, step).
     mode: "online", "offline" or "disabled"; else ENCORE_MODE. All ranks of one launch join one run by themselves.
     """
     held = config is not None and sys.getrefcount(config) > _LITERAL
@@ -50,6 +52,7 @@ def init(
         "rewind_to": rewind_to,
         "mode": mode,
         "id": id,
+        "checkpoint_dir": checkpoint_dir,
     }
     run = _run.init(arguments, held)
     if _seeded:

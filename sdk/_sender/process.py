@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from .. import _ordinals
 from .._reader import read_json
 from . import limits
 from .run import RunSender
@@ -74,6 +75,7 @@ def _somebody_new(sender: RunSender) -> bool:
 
 def _adopt(root: Path, own: Path, url: str, token: str | None, stopping: threading.Event) -> None:
     """Runs that a death left behind are delivered by the next sender that has nothing else to do; delivered ones go after a day."""
+    _ordinals.clean(root)
     for folder in run_folders(root):
         if folder == own or stopping.is_set():
             continue

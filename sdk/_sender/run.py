@@ -18,6 +18,7 @@ from .._transport import Answer, Transport
 from ..errors import EncoreError, ServerRefused, ServerUnreachable
 from . import LOCK, STATUS, limits
 from .blobs import Blobs
+from .held import Hold
 from .node import Node
 from .outbox import Outbox
 
@@ -43,6 +44,7 @@ class RunSender:
         self.blobs = Blobs(self.run, Transport(url, token), folder / "blobs.sent" if trust_acks else None) if url else None
         self.capture, self.sample, self.liveness, self.may_stop = capture, sample, liveness, may_stop
         self.outboxes: dict[str, Outbox] = {}
+        self.hold = Hold(folder)
         self.node: Node | None = None
         self.known: set[str] = set()
         self.error: str | None = None
@@ -186,6 +188,13 @@ class RunSender:
     def _deliver(self) -> bool:
         if self.transport is None or self.fatal or time.monotonic() < self._wait_until:
             return False
+        if (held := self.hold.look(self.outboxes)) is not None:
+            self.error = held
+            return False
+        if self.hold.run != self.run:
+            self.run, self.error = self.hold.run, None
+            if self.blobs is not None:
+                self.blobs.run = self.run
         busy = False
         boxes = sorted(self.outboxes.values(), key=lambda box: (box.kind == "node", box.about.get("started_us") or 0))
         for box in boxes:

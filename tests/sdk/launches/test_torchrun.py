@@ -1,0 +1,54 @@
+"""torchrun, the real one, with gloo on the loopback. Two "nodes" are two torchruns on this host."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from launching import GLOO, TRAIN, Launcher, free_port
+
+pytest.importorskip("torch")
+
+ANY_PORT = ("--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0")
+
+
+def test_twice_in_one_shell_and_in_one_sbatch_are_two_runs(launcher: Launcher) -> None:
+    """torchrun's default id is the same for both; its own process is not. Each run has both ranks."""
+    script = launcher.script(TRAIN)
+    torchrun = f"{sys.executable} -m torch.distributed.run --nproc-per-node 2 --master-port"
+    lines = f"{torchrun} {free_port()} {script}\n{torchrun} {free_port()} {script}"
+    launcher.bash(lines)
+    first = launcher.runs(4)
+    assert [sorted((about["rank"], about["world_size"]) for about in trainers) for trainers in first.values()] == [[(0, 2), (1, 2)]] * 2
+    launcher.bash(lines, SLURM_JOB_ID="71", SLURM_NTASKS="1", SLURM_PROCID="0")
+    both = launcher.runs(8)
+    assert [len(trainers) for trainers in both.values()] == [2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("backend", ["c10d", "static"])
+@pytest.mark.parametrize("first", ["group", "init"])
+def test_several_nodes_are_one_run(launcher: Launcher, backend: str, first: str) -> None:
+    """No id is given, so nothing but torch's own store says that both nodes are one launch; each point arrives once, under rank 0's run."""
+    text = GLOO if first == "group" else GLOO.replace('dist.init_process_group("gloo")\n', "").replace(
+        'run = sdk.init(project="launched")', 'run = sdk.init(project="launched"); own = run.id; dist.init_process_group("gloo")'
+    )
+    script = launcher.script(text + "\n    print(run.id, flush=True)\n")
+    port = str(free_port())
+    nodes = []
+    for node in (0, 1):
+        options = ["--nnodes", "2", "--nproc-per-node", "2" if node == 0 else "2"]
+        if backend == "static":
+            options += ["--node-rank", str(node), "--master-addr", "127.0.0.1", "--master-port", port]
+        else:
+            options += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}"]
+        nodes.append(launcher.torchrun(script, *options))
+    launcher.done(*nodes)
+    runs = launcher.runs(4)
+    assert len(runs) == 1, runs
+    assert sorted((about["rank"], about["world_size"]) for about in next(iter(runs.values()))) == [(0, 4), (1, 4), (2, 4), (3, 4)]
+    for rank in range(4):
+        assert launcher.server.points("rank", rank=rank) == [(i, rank) for i in range(5)]
+        assert launcher.server.points("sum", rank=rank) == [(i, 6.0) for i in range(5)]
+    names = {about["run"]["name"] for about in launcher.server.writers.values()}
+    assert len(names) == 1, names
+    assert {batch["run"] for batches in launcher.server.batches.values() for batch in batches} == set(runs)
