@@ -9,6 +9,7 @@ program's own use of it is neither delayed nor reordered. The sender of a node t
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import sys
@@ -65,6 +66,8 @@ class Joiner:
         self._answered = threading.Event()
         self.found: str | None = None
         self._lock = threading.Lock()
+        self._poke = threading.Event()
+        self._original: Any = None
         self._thread = threading.Thread(target=self._follow, name="encore-join", daemon=True)
 
     @property
@@ -93,6 +96,7 @@ class Joiner:
         if self._run is not None and self.found is None and self.why is None and (self._seen or _launch.torch_distributed() is not None):
             self._answered.wait(AT_FINISH_SECONDS)
         self._stop.set()
+        self._poke.set()
 
     @property
     def waits(self) -> bool:
@@ -127,12 +131,41 @@ class Joiner:
                         if self._run is not None and self._run.id != found:
                             self._tell()
                         return
-                self._stop.wait(0.02 if store is not None and waited < 10 else 0.1 if waited < 60 else 0.5)
+                if self._original is None and store is None:
+                    self._wrap()
+                if self._stop.is_set():
+                    break
+                self._poke.wait(0.005 if store is not None and waited < 10 else 0.05 if waited < 60 else 0.5)
+                self._poke.clear()
         except Exception as error:  # a store that went away, torch of another time
             self.why = f"torch's store could not be asked ({type(error).__name__}: {error})"
-        self._answered.set()
+        finally:
+            self._unwrap()
+            self._answered.set()
         if self.why is not None and self.waits:
             self._say(f"{self.why}, so this node's records become a run of their own; set ENCORE_RUN_ID to one value on all nodes")
+
+    def _wrap(self) -> None:
+        """A program can be over within the time between two looks: so the group's start is also told by the function that makes it."""
+        module, face = (sys.modules.get(name) for name in ("torch.distributed.distributed_c10d", "torch.distributed"))
+        original = getattr(module, "init_process_group", None)
+        if module is None or face is None or original is None or getattr(face, "init_process_group", None) is not original:
+            return
+        self._original = original
+        for one in (module, face):
+            one.init_process_group = _followed_by(original, self._group_is_up)  # type: ignore[attr-defined]
+
+    def _group_is_up(self) -> None:
+        self._poke.set()
+        self._answered.wait(AT_INIT_SECONDS)
+
+    def _unwrap(self) -> None:
+        if self._original is None:
+            return
+        for name in ("torch.distributed.distributed_c10d", "torch.distributed"):
+            module = sys.modules.get(name)
+            if getattr(getattr(module, "init_process_group", None), "__wrapped__", None) is self._original:
+                module.init_process_group = self._original  # type: ignore[union-attr]
 
     def _ask(self, store: Any, waited: float) -> str | None:
         mine = self.known
@@ -167,6 +200,16 @@ class Joiner:
         if self.launch.local_rank == 0:
             with contextlib.suppress(Exception):
                 print(f"encore: {sentence}", file=sys.stderr, flush=True)
+
+
+def _followed_by(original: Any, then: Any) -> Any:
+    @functools.wraps(original)
+    def init_process_group(*arguments: Any, **named: Any) -> Any:
+        made = original(*arguments, **named)
+        then()
+        return made
+
+    return init_process_group
 
 
 def _store() -> Any:

@@ -21,10 +21,19 @@ TRAIN = """
         sdk.log({"rank": float(os.environ.get("RANK", 0)), "loss": 1.0 / (i + 1)}, step=i)
 """
 
-GLOO = """
+GROUP_FIRST = """
     import os, torch, torch.distributed as dist, sdk
     dist.init_process_group("gloo")
     run = sdk.init(project="launched")
+"""
+
+INIT_FIRST = """
+    import os, torch, torch.distributed as dist, sdk
+    run = sdk.init(project="launched")
+    dist.init_process_group("gloo")
+"""
+
+STEPS = """
     for i in range(5):
         x = torch.tensor(float(dist.get_rank())); dist.all_reduce(x)
         sdk.log({"sum": x, "rank": dist.get_rank()}, step=i)
@@ -57,9 +66,12 @@ class Launcher:
         kept = self.shop.environment(self.server, **told)
         return {name: value for name, value in kept.items() if not name.startswith(launchers)} | more
 
-    def start(self, *command: str, **env: str) -> subprocess.Popen[str]:
+    def start(self, *command: str, stdin: str | None = None, **env: str) -> subprocess.Popen[str]:
+        told = self.shop.folder / "stdin"
+        told.write_text(stdin or "")
         process = subprocess.Popen(
             command,
+            stdin=told.open(),
             env=self.environment(**env),
             cwd=self.shop.work,
             stdout=subprocess.PIPE,
@@ -88,12 +100,13 @@ class Launcher:
     def bash(self, lines: str, **env: str) -> str:
         return self.done(self.start("bash", "-ec", textwrap.dedent(lines), **env))
 
-    def runs(self, trainers: int) -> dict[str, list[dict[str, Any]]]:
-        """run id -> writer.json of its trainers, once so many of them have arrived and ended."""
+    def runs(self, trainers: int, ended: int | None = None) -> dict[str, list[dict[str, Any]]]:
+        """run id -> writer.json of its trainers, once so many of them have arrived and (or `ended` of them) said how they ended."""
         if self.offline:
             done = self.shop.encore("sync", server=self.server)
             assert done.returncode == 0, done.stderr
-        assert until(lambda: len(self.server.finishes()) >= trainers), self.explain()
+        enough = trainers if ended is None else ended
+        assert until(lambda: len(self.server.finishes()) >= enough), self.explain()
         found: dict[str, list[dict[str, Any]]] = {}
         for about in sorted(self.server.writers.values(), key=lambda about: (about["started_us"], about["rank"])):
             if about["kind"] == "trainer":

@@ -5,11 +5,9 @@ from __future__ import annotations
 import sys
 
 import pytest
-from launching import GLOO, TRAIN, Launcher, free_port
+from launching import GROUP_FIRST, INIT_FIRST, STEPS, TRAIN, Launcher, free_port
 
 pytest.importorskip("torch")
-
-ANY_PORT = ("--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0")
 
 
 def test_twice_in_one_shell_and_in_one_sbatch_are_two_runs(launcher: Launcher) -> None:
@@ -25,18 +23,16 @@ def test_twice_in_one_shell_and_in_one_sbatch_are_two_runs(launcher: Launcher) -
     assert [len(trainers) for trainers in both.values()] == [2, 2, 2, 2]
 
 
-@pytest.mark.parametrize("backend", ["c10d", "static"])
-@pytest.mark.parametrize("first", ["group", "init"])
-def test_several_nodes_are_one_run(launcher: Launcher, backend: str, first: str) -> None:
+@pytest.mark.parametrize(("backend", "order"), [("c10d", INIT_FIRST), ("static", GROUP_FIRST)], ids=["c10d", "static"])
+def test_several_nodes_are_one_run(launcher: Launcher, backend: str, order: str) -> None:
     """No id is given, so nothing but torch's own store says that both nodes are one launch; each point arrives once, under rank 0's run."""
-    text = GLOO if first == "group" else GLOO.replace('dist.init_process_group("gloo")\n', "").replace(
-        'run = sdk.init(project="launched")', 'run = sdk.init(project="launched"); own = run.id; dist.init_process_group("gloo")'
-    )
-    script = launcher.script(text + "\n    print(run.id, flush=True)\n")
+    if launcher.offline:
+        order = INIT_FIRST if order == GROUP_FIRST else GROUP_FIRST
+    script = launcher.script(order + STEPS)
     port = str(free_port())
     nodes = []
     for node in (0, 1):
-        options = ["--nnodes", "2", "--nproc-per-node", "2" if node == 0 else "2"]
+        options = ["--nnodes", "2", "--nproc-per-node", "2"]
         if backend == "static":
             options += ["--node-rank", str(node), "--master-addr", "127.0.0.1", "--master-port", port]
         else:
