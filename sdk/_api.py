@@ -79,10 +79,14 @@ def log(data: Mapping[str, Any], step: int | None = None) -> None:
         _no_run("log")
 
 
-def finish(exit_code: int | None = None) -> None:
-    """Ends the current run and waits until it is delivered, at most ENCORE_FINISH_SECONDS."""
+def finish(exit_code: int | None = None, preempted: bool = False) -> None:
+    """Ends the current run and waits until it is delivered, at most ENCORE_FINISH_SECONDS.
+
+    preempted: it ends early and a later job goes on with it (`init(resume="auto")`), as before a time limit.
+    """
     if _run.current is not None:
-        _run.current.finish(exit_code)
+        end = {"state": "preempted", "exit_code": exit_code or 0, "signal": None, "error": None} if preempted else None
+        _run.current.finish(exit_code, _outcome=end)
 
 
 def define(
