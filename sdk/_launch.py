@@ -43,7 +43,9 @@ class Launch:
         if shared is None and self.kind != "python" and self.starter is not None and self.local_world_size == self.world_size:
             # No name for ever, but the ranks of this start have it in common. On several nodes they have nothing.
             shared = self._started_by()
-        said = {"kind": self.kind, "id": shared, "restart_count": self.restart_count, "coordinates": self.coordinates}
+        said: dict[str, Any] = {"kind": self.kind, "id": shared, "restart_count": self.restart_count, "coordinates": self.coordinates}
+        if self.local_world_size and self.local_world_size != self.world_size:
+            said["local_world_size"] = self.local_world_size  # several nodes: each agent counts its own restarts
         if self.requeue:
             said["requeue"] = self.requeue
         if self.parent:

@@ -1,7 +1,7 @@
 """Attempts: which start of its run a new writer belongs to, and why that start came to be (docs/launches.md).
 
-Journals may arrive in any order, so an attempt takes its place by when it started, not by when it was heard of. Call with the run's row
-locked.
+Journals may arrive long after, and one node's wholly before another's, so an attempt takes its place by when it started, not by when it was
+heard of. (One sender tells of the starts it saw in their order.) Call with the run's row locked.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ SKEW_US = 60_000_000
 """Clocks of two nodes may differ by so much, and the ranks of one start may call init so far apart."""
 START_US = 15 * 60_000_000
 """A start's ranks come up within this time: as long as torchrun waits for its nodes."""
+TOGETHER_US = 1_000_000
 
 
 @dataclass
@@ -51,10 +52,18 @@ def attempt_for(run: Run, told: dict) -> Attempt:
     found = _by_launch(starts, told) or _by_time(starts, told)
     if found is None:
         return _new(run, told, _place(starts, told))
-    if not found.launch.get("id") and told["launch"].get("id") and not told["launch"].get("parent"):
-        found.launch = told["launch"]
-        found.save(update_fields=["launch"])
+    _learn(run, found, told["launch"])
     return found
+
+
+def _learn(run: Run, attempt: Attempt, launch: dict) -> None:
+    """What this process knows of the start that those before it did not."""
+    known = attempt.launch
+    if (launch.get("id") and not known.get("id")) or _count(launch, "restart_count") > _count(known, "restart_count"):
+        attempt.launch = {**launch, "restart_count": max(_count(launch, "restart_count"), _count(known, "restart_count"))}
+        attempt.save(update_fields=["launch"])
+        give_reasons(run)
+        attempt.refresh_from_db()
 
 
 def _starts(run: Run) -> list[_Start]:
@@ -69,29 +78,39 @@ def _count(launch: dict, name: str) -> int:
     return found if isinstance(found, int) else 0
 
 
-def _restarts(launch: dict) -> tuple[int, int]:
-    return _count(launch, "restart_count"), _count(launch, "requeue")
+def _per_agent(launch: dict) -> bool:
+    """On several nodes each elastic agent counts for itself: one that restarts its ranks because another had to does not count it."""
+    return launch.get("kind") in ("torchrun", "accelerate") and bool(launch.get("local_world_size"))
 
 
-def _same_start(attempt: Attempt, told: dict) -> bool:
-    """Nothing that a launcher says tells the two apart. An elastic launch that wins a node starts its ranks anew without counting."""
-    return _restarts(attempt.launch) == _restarts(told["launch"]) and attempt.world_size == max(told["world_size"], 1)
+def _may_be_one(attempt: Attempt, told: dict) -> bool:
+    """Nothing that a launcher says tells the two apart. (An elastic launch that won or lost a node starts anew without counting it.)"""
+    mine, its = told["launch"], attempt.launch
+    return (
+        attempt.world_size == max(told["world_size"], 1)
+        and _count(mine, "requeue") == _count(its, "requeue")
+        and (_per_agent(mine) or _count(mine, "restart_count") == _count(its, "restart_count"))
+    )
+
+
+def _names(attempt: Attempt, told: dict) -> tuple[tuple | None, tuple | None]:
+    mine, its = told["launch"], attempt.launch
+    return tuple((str(one.get("kind")), str(one["id"])) if one.get("id") not in (None, "") else None for one in (mine, its))
 
 
 def _same_launch(attempt: Attempt, told: dict) -> bool:
-    mine, its = told["launch"], attempt.launch
-    if mine.get("id") in (None, "") or its.get("id") in (None, ""):
-        return False
-    return (str(mine.get("kind")), str(mine["id"])) == (str(its.get("kind")), str(its["id"])) and _same_start(attempt, told)
+    mine, its = _names(attempt, told)
+    return mine is not None and mine == its and _may_be_one(attempt, told)
 
 
 def _by_launch(starts: list[_Start], told: dict) -> Attempt | None:
     """By the launcher's own name. A name may be given twice: then a rank's second process is the second start."""
-    for start in reversed(starts):
-        if not _same_launch(start.attempt, told):
-            continue
+    for start in reversed(starts) if not _per_agent(told["launch"]) else ():
         mine = start.of(told["rank"])
-        if all(writer.finish is None and abs(writer.started_us - told["started_us"]) < SKEW_US for writer in mine):
+        # Two processes that claim one rank at the same time are one start, and show as such.
+        if _same_launch(start.attempt, told) and all(
+            writer.finish is None and abs(writer.started_us - told["started_us"]) < TOGETHER_US for writer in mine
+        ):
             return start.attempt
     return None
 
@@ -104,13 +123,17 @@ def _by_time(starts: list[_Start], told: dict) -> Attempt | None:
     near = []
     for start in starts:
         began, ended = start.began, start.ended
-        if not low < start.attempt.number < high or not _same_start(start.attempt, told):
+        mine, its = _names(start.attempt, told)
+        if not low < start.attempt.number < high:
             continue
-        if start.attempt.launch.get("id") and told["launch"].get("id") and start.trainers:
-            continue  # two names: two starts
-        if began is None:
-            near.append((0, start.attempt))  # made by a node's writer, which came first
-        elif at >= began - START_US and (at <= began + START_US or ended is None or at <= ended + SKEW_US):
+        if began is None:  # made by a node's writer, which came first
+            near.append((0, start.attempt))
+        elif (
+            _may_be_one(start.attempt, told)
+            and (mine is None or its is None or (mine == its and _per_agent(told["launch"])))
+            and at >= began - START_US
+            and (at <= began + START_US or ended is None or at <= ended + SKEW_US)
+        ):
             near.append((abs(at - began), start.attempt))
     return min(near, key=lambda entry: entry[0])[1] if near else None
 

@@ -92,7 +92,7 @@ class Launcher:
         """Waits for their ends; all that they said on stderr."""
         said = ""
         for process in processes:
-            _, err = process.communicate(timeout=200)
+            _, err = process.communicate(timeout=120)
             said += err
             assert status is None or process.returncode == status, err
         return said

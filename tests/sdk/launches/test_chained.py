@@ -48,10 +48,12 @@ def test_chained_jobs_are_one_run_until_one_finishes(launcher: Launcher) -> None
     assert go(launcher, "preempted")[0] == first
     assert json.loads(marker(launcher).read_text())["state"] == "preempted"
     last, said = go(launcher, "finished")
-    assert last == first and "new run" not in said
+    assert last == first
+    assert "new run" not in said
     new, said = go(launcher, "finished")
     assert new != first
-    assert f"run {first}, whose checkpoints lie in" in said and "has finished; this is a new run" in said
+    assert f"run {first}, whose checkpoints lie in" in said
+    assert "has finished; this is a new run" in said
     runs = launcher.runs(5, ended=4)
     assert {run: len(writers) for run, writers in runs.items()} == {first: 4, new: 1}
 
@@ -96,7 +98,8 @@ def test_a_broken_or_foreign_marker_is_said_and_the_run_is_new(online: Launcher,
     marker(online).parent.mkdir()
     marker(online).write_bytes(content.encode("latin-1"))
     new, said = go(online, "1", 1, ENCORE_MODE="offline")
-    assert why in said and "this is a new run" in said
+    assert why in said
+    assert "this is a new run" in said
     assert new != "a" * 26
     assert json.loads(marker(online).read_text())["run"] == new
     assert go(online, "finished", ENCORE_MODE="offline")[0] == new
@@ -108,7 +111,8 @@ def test_a_run_that_is_still_written_is_not_resumed(online: Launcher) -> None:
     assert process.stdout is not None
     first = process.stdout.readline().strip()
     second, said = go(online, "finished", ENCORE_MODE="offline")
-    assert second != first and f"is still written by process {process.pid}" in said
+    assert second != first
+    assert f"is still written by process {process.pid}" in said
     assert json.loads(marker(online).read_text())["run"] == first
 
 
@@ -116,10 +120,12 @@ def test_must_resume_without_a_run_is_said_and_goes_on(online: Launcher) -> None
     """init never fails a run; ENCORE_STRICT=1 raises. A folder that cannot be written costs the marker alone."""
     script = online.script('import sdk; sdk.init(project="launched", resume="must"); print("trains")')
     out, err = online.python(script, ENCORE_MODE="offline").communicate(timeout=60)
-    assert out.strip() == "trains" and 'resume="must": nothing says which run' in err
+    assert out.strip() == "trains"
+    assert 'resume="must": nothing says which run' in err
     strict = online.python(script, ENCORE_MODE="offline", ENCORE_STRICT="1")
     _, err = strict.communicate(timeout=60)
-    assert strict.returncode == 1 and "UsageError" in err
+    assert strict.returncode == 1
+    assert "UsageError" in err
     (online.shop.work / "checkpoints").write_text("a file")
     _, said = go(online, "finished", ENCORE_MODE="offline", RESUME="must")
     assert "cannot be" in said
