@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import sys
-
 import pytest
-
-sys.path[:0] = [os.path.join(os.path.dirname(__file__), "..", "sdk"), os.path.join(os.path.dirname(__file__), "..", "sdk", "launches")]
 from helpers import Shop
 from launching import Launcher, free_port
 from server import Server
 
 from sdk._ids import derived_id
-from tests.tracker.conftest import alice  # noqa: F401
+from tests.tracker.helpers import api_of
 from tracker.models import Attempt, Run
 from tracker.services import writers
 
@@ -46,13 +41,13 @@ def launcher(tmp_path):
     server.close()
 
 
-def apply(server: Server, alice, order=lambda about: about["started_us"]) -> Run:
+def apply(server: Server, people, order=lambda about: about["started_us"]) -> Run:
     """The tracker's word on what arrived at the stand-in: writers opened, and their ends told, in this order."""
     abouts = sorted(server.writers.values(), key=order)
     assert len({about["run"]["id"] for about in abouts}) == 1
     Run.objects.all().delete()
     for about in abouts:
-        answer = alice.post("ingest/writers", about)
+        answer = api_of(people.alice).post("ingest/writers", about)
         assert answer.status_code == 200, answer.content
         data = server.finishes().get(about["writer"])
         if data is not None:
@@ -70,18 +65,18 @@ def rows(run: Run) -> list[tuple]:
     return [(each.number, each.reason, each.world_size, each.launch.get("restart_count"), _ranks(each)) for each in run.attempts.all()]
 
 
-def test_an_elastic_restart_is_a_new_attempt_of_the_same_run(launcher, alice, people):
+def test_an_elastic_restart_is_a_new_attempt_of_the_same_run(launcher, people):
     """torchrun --max-restarts: rank 1 fails once, all ranks start again. Whatever the order in which the journals arrive."""
     pytest.importorskip("torch")
     script = launcher.script(ELASTIC)
     launcher.done(launcher.torchrun(script, "--nproc-per-node", "2", "--max-restarts", "1", "--master-port", str(free_port())))
     launcher.runs(4, ended=3)
     for seed in range(4):
-        run = apply(launcher.server, alice, lambda about: derived_id(seed, about["writer"]))
+        run = apply(launcher.server, people, lambda about, seed=seed: derived_id(seed, about["writer"]))
         assert rows(run) == [(1, "start", 2, 0, [0, 1]), (2, "restart", 2, 1, [0, 1])]
 
 
-def test_so_is_one_over_several_nodes_that_have_no_name_in_common(launcher, alice, people):
+def test_so_is_one_over_several_nodes_that_have_no_name_in_common(launcher, people):
     """Only the agent whose rank failed counts the restart; the node that had joined before knows its run at once."""
     pytest.importorskip("torch")
     script = launcher.script(ELASTIC)
@@ -90,6 +85,6 @@ def test_so_is_one_over_several_nodes_that_have_no_name_in_common(launcher, alic
     launcher.done(*[launcher.torchrun(script, *options) for _ in range(2)])
     launcher.runs(4, ended=3)
     for sign in (0, 1, -1):  # as it happened; one node's journals wholly after the other's
-        run = apply(launcher.server, alice, lambda about: (sign * about["rank"], about["kind"] == "node", about["started_us"]))
+        run = apply(launcher.server, people, lambda about, sign=sign: (sign * about["rank"], about["kind"] == "node", about["started_us"]))
         assert [row[:3] + row[4:] for row in rows(run)] == [(1, "start", 2, [0, 1]), (2, "restart", 2, [0, 1])]
     assert Attempt.objects.count() == 2

@@ -139,7 +139,7 @@ print(run.id, flush=True)
 
 
 def test_a_notebook_cell_run_again_finishes_its_run_and_begins_another(launcher: Launcher) -> None:
-    """And so does a kernel that was restarted. A kernel here is an interactive interpreter that gets cells, which is what ipykernel is too."""
+    """And so does a restarted kernel. A kernel here is an interactive interpreter that gets cells, which is what ipykernel is too."""
     kernel = launcher.script(
         """
         import code, sys
