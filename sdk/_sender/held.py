@@ -15,6 +15,9 @@ from .._ids import is_id
 from .outbox import Outbox
 
 
+WAIT = f"{_join.HOLD_SECONDS / 60:.0f} minutes from its start"
+
+
 class Hold:
     def __init__(self, folder: Path) -> None:
         self.folder, self.run = folder, folder.name
@@ -28,7 +31,7 @@ class Hold:
                 return None  # as nearly always; or rank 0's own node
             found = _join.decided(self.folder) or self._decide(held)
             if found is None:
-                return "this node's records wait until torch.distributed says which run its launch writes"
+                return f"this node's records wait until torch.distributed says which run its launch writes (at most {WAIT})"
             self.run, self._known = found, True
         for box in boxes.values():
             if box.run != self.run:

@@ -51,6 +51,7 @@ def free_port() -> int:
 class Launcher:
     def __init__(self, shop: Shop, server: Server, offline: bool) -> None:
         self.shop, self.server, self.offline = shop, server, offline
+        self.interpreter = sys.executable
         self.processes: list[subprocess.Popen[str]] = []
 
     def script(self, text: str, name: str = "train.py") -> str:
