@@ -66,6 +66,7 @@ class Joiner:
         self._answered = threading.Event()
         self.found: str | None = None
         self._lock = threading.Lock()
+        self._settled = False
         self._poke = threading.Event()
         self._original: Any = None
         self._thread = threading.Thread(target=self._follow, name="encore-join", daemon=True)
@@ -77,19 +78,16 @@ class Joiner:
 
     def begin(self) -> str:
         """Starts asking. The run's id if it is known now: a group that is up already answers within a moment."""
+        self._wrap()
         self._thread.start()
         if self.holds and _launch.torch_distributed() is not None:
             self._answered.wait(AT_INIT_SECONDS)
-        with self._lock:
-            return self.found or self.known or self.own
+        return self.found or self.known or self.own
 
     def attach(self, run: Any) -> None:
         """The run is open; what is found from now on is its business."""
-        with self._lock:
-            self._run = run
-            late = self.found is not None and self.found != run.id
-        if late:
-            self._tell()
+        self._run = run
+        self._settle()
 
     def end(self) -> None:
         """At finish: a last moment for a word that must be about to come."""
@@ -124,12 +122,8 @@ class Joiner:
                 if store is not None and self.why is None:
                     found = self._ask(store, time.monotonic() - up_since)
                     if found is not None:
-                        with self._lock:
-                            self.found = found
+                        self.found = found
                         _ordinals.note(self.root, self.own, found)
-                        self._answered.set()
-                        if self._run is not None and self._run.id != found:
-                            self._tell()
                         return
                 if self._original is None and store is None:
                     self._wrap()
@@ -141,9 +135,23 @@ class Joiner:
             self.why = f"torch's store could not be asked ({type(error).__name__}: {error})"
         finally:
             self._unwrap()
+            with contextlib.suppress(Exception):
+                self._settle()
             self._answered.set()
-        if self.why is not None and self.waits:
+
+    def _settle(self) -> None:
+        """Once, as soon as both the run is open and the question is over."""
+        with self._lock:
+            if self._run is None or self._settled or (self.found is None and self.why is None):
+                return
+            self._settled = True
+        if self.found is not None:
+            if self.found != self._run.id:
+                self._tell()
+        elif self.holds:
             self._say(f"{self.why}, so this node's records become a run of their own; set ENCORE_RUN_ID to one value on all nodes")
+            with contextlib.suppress(OSError):
+                decide(self._run.writer.folder.parent, self.own, str(self.why))
 
     def _wrap(self) -> None:
         """A program can be over within the time between two looks: so the group's start is also told by the function that makes it."""
@@ -193,7 +201,9 @@ class Joiner:
             why = f"torch.distributed is up: rank 0 of this launch writes {found}"
             writer.emit({"type": "join", "run": found, "from": self.own, "why": why})
             with contextlib.suppress(OSError):
-                decide(writer.folder.parent, found, why)
+                if decide(writer.folder.parent, found, why) != found:
+                    self._say(f"rank 0 writes run {found}, but this node's records went to run {self.own} before that was known")
+                    return
         run.joined(found)
 
     def _say(self, sentence: str) -> None:

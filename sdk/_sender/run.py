@@ -111,12 +111,14 @@ class RunSender:
             names = sorted(entry.name for entry in os.scandir(self.folder) if entry.is_dir())
         except OSError:
             return
+        before = len(self.outboxes)
         for name in names:
             if name not in self.outboxes and (self.only in (None, name) or (self.node is not None and name == self.node.writer.id)):
                 about = read_json(self.folder / name / "writer.json")
                 if about is not None and about.get("writer") and isinstance(about.get("run"), dict):
                     self.outboxes[name] = Outbox(self.folder / name, about, self.trust_acks)
-                    self._new_attempt()
+        if len(self.outboxes) > before:  # all at once: which start a writer is shows only beside the earlier ones
+            self._new_attempt()
 
     @property
     def trainers(self) -> list[Outbox]:
