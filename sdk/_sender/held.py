@@ -14,7 +14,6 @@ from .. import _join, _liveness, _names, _process
 from .._ids import is_id
 from .outbox import Outbox
 
-
 WAIT = f"{_join.HOLD_SECONDS / 60:.0f} minutes from its start"
 
 

@@ -76,18 +76,18 @@ def test_nothing_of_a_node_is_sent_before_its_run_is_known(online: Launcher) -> 
     assert online.server.points("rank") == [(0, 1.0)]
 
 
-def test_a_start_that_failed_before_the_word_came_goes_where_the_next_one_goes(launcher: Launcher) -> None:
+def test_a_start_that_failed_before_the_word_came_goes_where_the_next_one_goes(online: Launcher) -> None:
     """The node's program fails before it makes its process group; its launcher starts it again, and then both starts have their run."""
     pytest.importorskip("torch")
-    script = launcher.script(NODE)
+    script = online.script(NODE)
     init = f"tcp://127.0.0.1:{free_port()}"
-    both = f"{launcher.interpreter} {script} 'fails first' || {launcher.interpreter} {script} 'fails first'; exit $?"
-    other = launcher.start("bash", "-c", both, INIT=init, **SECOND)
-    assert until(lambda: (launcher.shop.work / "failed").exists())
-    launcher.done(other, node(launcher, "joins", INIT=init, **FIRST))
-    runs = launcher.runs(3)
+    both = f"{online.interpreter} {script} 'fails first' || {online.interpreter} {script} 'fails first'; exit $?"
+    other = online.start("bash", "-c", both, INIT=init, **SECOND)
+    assert until(lambda: (online.shop.work / "failed").exists())
+    online.done(other, node(online, "joins", INIT=init, **FIRST))
+    runs = online.runs(3)
     assert [sorted(w["rank"] for w in writers) for writers in runs.values()] == [[0, 1, 1]]
-    assert launcher.server.points("rank", rank=1) == [(0, 1.0), (0, 1.0)]
+    assert online.server.points("rank", rank=1) == [(0, 1.0), (0, 1.0)]
 
 
 def test_a_sender_killed_while_it_waits_costs_nothing(online: Launcher) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 
-import pytest
-from launching import TRAIN, Launcher, free_port
+from launching import TRAIN, Launcher
 
 JOB = {"SLURM_JOB_ID": "4711", "SLURM_CLUSTER_NAME": "alps"}
 
@@ -76,15 +75,11 @@ def test_tasks_of_a_job_array_are_runs_in_one_group(launcher: Launcher) -> None:
 
 def test_torchrun_in_sbatch_goes_on_in_its_run_when_requeued(online: Launcher) -> None:
     """The id that SLURM's users give (--rdzv-id=$SLURM_JOB_ID) is one for all torchruns of a job; the second is another run still."""
-    pytest.importorskip("torch")
     script = online.script(TRAIN)
-
-    def job(**more: str) -> None:
-        torchrun = f"{sys.executable} -m torch.distributed.run --nproc-per-node 1 --rdzv-id 4711"
-        online.bash("; ".join(f"{torchrun} --master-port {free_port()} {script}" for _ in range(2)), **JOB, **more)
-
-    job()
+    ranks = {"TORCHELASTIC_RUN_ID": "4711", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    agent = f"bash -c '{sys.executable} {script}; exit $?'"  # a process that starts ranks, and torchrun's variables
+    online.bash(f"{agent}; {agent}", **JOB, **ranks)
     first = list(online.runs(2))
     assert len(first) == 2
-    job(SLURM_RESTART_COUNT="1")
+    online.bash(f"{agent}; {agent}", **JOB, **ranks, SLURM_RESTART_COUNT="1")
     assert list(online.runs(4)) == first
