@@ -9,7 +9,7 @@ INSTALL := $(PYTHON) make/install.py
 UP := $(if $(PORT),--port $(PORT)) $(if $(ENCORE_HOME),--home "$(ENCORE_HOME)") $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help up examples demo test torture bench lint types lock clean
+.PHONY: help up examples demo test torture bench peers lint types lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -26,16 +26,20 @@ demo: ## nine real runs in the project "demo", in about three minutes
 	@exec $(BIN)/python make/demo.py $(UP)
 
 test: ## everything, against the real PostgreSQL, Redis, S3 server, Celery, torch and Chromium
-	@$(INSTALL) system server pages examples test torch
+	@$(INSTALL) system server pages examples test frameworks torch
 	@exec $(BIN)/python make/test.py $(ARGS)
 
 torture: ## the slow proofs in full size
-	@$(INSTALL) system server pages examples test torch
-	@ENCORE_TORTURE=1 exec $(BIN)/python -m tests.services run -- $(BIN)/python -m pytest -m "slow or not slow" tests/sdk $(ARGS)
+	@$(INSTALL) system server pages examples test frameworks torch
+	@ENCORE_TORTURE=1 exec $(BIN)/python -m tests.services run -- $(BIN)/python -m pytest tests/sdk tests/torture $(ARGS)
 
 bench: ## the budgets, measured; exits 1 on a missed one and lists it first
 	@$(INSTALL) server pages test
 	@exec $(BIN)/python benchmarks/run.py $(ARGS)
+
+peers: ## the SDK beside its peers, which are installed into .make/peers (2 GB); 15 minutes
+	@$(INSTALL) server test
+	@exec $(BIN)/python benchmarks/peers.py $(ARGS)
 
 lint: ## ruff and the import contracts
 	@$(INSTALL) server test

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import _capture, _console, _exit, _launch, _names, _process, _sender, _settings, _which
+from . import _capture, _console, _exit, _keeper, _launch, _names, _process, _sender, _settings, _stacks, _which
 from ._config import Config, Summary
 from ._finish import wait_until_sent
 from ._journal import Writer
@@ -43,14 +43,19 @@ class Run:
         self.project: str = about["project"]
         self.finished = False
         self.state = "running"  # then how it ended
+        self.coordinates: dict[str, int] = {}
         self.url: str | None = f"{settings.url}/runs/{self.id}" if settings.url and settings.mode == "online" else None
         self.writer: Writer | None = None
         self._pid = os.getpid()
         self._closing = threading.Lock()
         self._stop_console: Callable[[], None] | None = None
+        self._panel: Any = None  # in a notebook
         self._sender_started = False
-        self._joiner: Any = which.joiner if which is not None else None
-        self._marker: Path | None = which.marker if which is not None else None
+        self._which = which or _which.Which(self.id)
+        self._joiner: Any = self._which.joiner
+        self._matcher: Any = None
+        self.adoptable = False  # begun by `encore run`: the program's own init may go on with it
+        self._leave_sender: Callable[[], None] = _no_keeper
         self.log: Callable[..., None] = _nothing
         if settings.mode != "disabled":
             self.writer = self._open_journal()
@@ -104,6 +109,7 @@ class Run:
             "mode": self.settings.mode,
             "url": self.settings.url,
             "sdk_version": _settings.VERSION,
+            **({"tensorboard": True} if self.settings.tensorboard else {}),
         }
         if self._joiner is not None and self._joiner.waits:
             facts["provisional"] = {"starter": launch.starter}  # its sender waits for the launch's run (_join.py)
@@ -121,14 +127,24 @@ class Run:
             self._mark,
             self._begin_capture,
             lambda: self._bootstrapped(writer, note),
+            lambda: self._where_metrics_come_from(note is not None),
             lambda: _exit.mark_signals(writer.folder),
+            lambda: _stacks.install(writer.folder),
+            lambda: _exit.mark_crashes(writer.folder),
             self._start_sender,
             self._start_console,
+            self._start_notebook,
         ):
             try:
                 step()
             except Exception as error:
                 writer.say(f"{type(error).__name__}: {error} (training goes on)")
+
+    def _where_metrics_come_from(self, bootstrapped: bool) -> None:
+        """Whoever plays the run again has to look for its numbers in the same places; the bootstrap follows TensorBoard by itself."""
+        asked = {"tensorboard": self.settings.tensorboard and not bootstrapped, "patterns": list(self.settings.patterns)}
+        if any(asked.values()):
+            self._emit({"type": "recipe", "section": "command", "value": {name: v for name, v in asked.items() if v}, "merge": True})
 
     def _bootstrapped(self, writer: Writer, note: str | None) -> None:
         if note is None:
@@ -141,16 +157,16 @@ class Run:
     def _mark(self, state: str = "running") -> None:
         if self._joiner is not None and state == "running":
             self._joiner.attach(self)
-        if self._marker is not None and self.rank == 0:
-            _which.mark(self._marker, self, state)
+        if self._which.marker is not None and self.rank == 0:
+            _which.mark(self._which.marker, self, state, self._which.own)
 
     def joined(self, run_id: str) -> None:
         """The launch's run is known now: this one was opened under another id."""
         self.id = run_id
         if self.url is not None:
             self.url = f"{self.settings.url}/runs/{run_id}"
-        if self._marker is not None and self.rank == 0:
-            _which.mark(self._marker, self, "running")
+        if self._which.marker is not None and self.rank == 0:
+            _which.mark(self._which.marker, self, "running", self._which.own)
 
     def _begin_capture(self) -> None:
         if self.writer is not None:
@@ -161,10 +177,35 @@ class Run:
             return
         self._sender_started = True
         _sender.start(self.writer.folder.parent, self.settings)
+        self._leave_sender = _keeper.keep(self.writer.folder.parent, self.settings)
 
     def _start_console(self) -> None:
         if self.settings.console:
-            self._stop_console = _console.start(self._emit_console)
+            self._stop_console = _console.start(self._emit_console, self._metrics_in_lines())
+
+    def _metrics_in_lines(self) -> Callable[[str, str], None] | None:
+        """Hears the console where patterns were given (ENCORE_PATTERNS, `encore run --pattern`)."""
+        if not self.settings.patterns or self.writer is None:
+            return None
+        from . import _patterns
+
+        self._matcher = _patterns.matcher(self.settings.patterns, lambda values, step: self.log(values, step), self.writer.say)
+        return self._matcher.feed if self._matcher is not None else None
+
+    def _last_metrics(self) -> None:
+        """What TensorBoard's writers still hold, and the last printed line."""
+        if self._matcher is not None:
+            self._matcher.finish()
+        if self.settings.tensorboard:
+            from . import _tensorboard
+
+            _tensorboard.flush_writers()
+
+    def _start_notebook(self) -> None:
+        if "IPython" in sys.modules:
+            from . import _notebook
+
+            self._panel = _notebook.start(self)
 
     # Saying ---------------------------------------------------------------------------------------------------------------------
 
@@ -180,6 +221,13 @@ class Run:
         """Note something at a time (and a step): `run.event("checkpoint", {"path": …})`."""
         if self.writer is not None:
             self.writer.emit({"type": "event", "name": str(name), "data": plain(dict(data or {}))}, step)
+
+    def log_later(self, data: Mapping[str, Any], step: int | None = None) -> None:
+        """See sdk.log_later."""
+        if self.writer is not None:
+            from . import _later
+
+            _later.log_later(self.writer, data, step)
 
     def define(self, pattern: str, **meaning: Any) -> None:
         """See sdk.define."""
@@ -222,15 +270,21 @@ class Run:
         if self._stop_console is not None:
             with contextlib.suppress(Exception):
                 self._stop_console()
+        with contextlib.suppress(Exception):
+            self._last_metrics()
         if given is None:
             code = exit_code or 0
             given = {"state": "failed" if code else "finished", "exit_code": code, "signal": None, "error": None}
         if given["error"] is not None:
             error = given["error"]
             self.event("exception", {"type": error["type"], "message": error["message"]})
+        if self._panel is not None:
+            with contextlib.suppress(Exception):
+                self._panel.close(given["state"])
         writer.finish(given)
         self.state = str(given["state"])
         self._mark(self.state)
+        self._leave_sender()
         _exit.unmark_signals(writer.folder)
 
     def leave_open(self) -> bool:
@@ -244,6 +298,8 @@ class Run:
         if self._stop_console is not None:
             with contextlib.suppress(Exception):
                 self._stop_console()
+        with contextlib.suppress(Exception):
+            self._last_metrics()
         writer.drain()
         if self._sender_started:
             _sender.start(writer.folder.parent, self.settings)
@@ -257,6 +313,12 @@ class Run:
 
     def __repr__(self) -> str:
         return f"<Run {self.id} of {self.project}, rank {self.rank}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows for `run` at the end of a cell."""
+        from . import _notebook
+
+        return _notebook.summary(self, "ended" if self.finished else "open", self._panel.tail.last if self._panel is not None else {})
 
     # Forks ----------------------------------------------------------------------------------------------------------------------
 
@@ -347,8 +409,17 @@ def init(arguments: Mapping[str, Any], held: bool) -> Run:
         import dataclasses
 
         settings = dataclasses.replace(settings, mode=arguments["mode"])
+    if arguments.get("sync_tensorboard") is not None:
+        import dataclasses
+
+        settings = dataclasses.replace(settings, tensorboard=bool(arguments["sync_tensorboard"]))
     for complaint in (*settings.complaints, *([settings.rerun_error] if settings.rerun_error else [])):
         _settings_say(complaint)
+    if current is not None and current.adoptable:
+        from ._adopt import adopt
+
+        if adopt(current, arguments, held):
+            return current
     if current is not None:
         current.finish()
     launch = _launch.detect()
@@ -360,7 +431,7 @@ def init(arguments: Mapping[str, Any], held: bool) -> Run:
     current = run
     _rebind_face(run)
     if settings.mode != "disabled":
-        _exit.install(_at_exit)
+        _exit.install(_at_exit, _thread_died)
         _greet(run)
         run.open()
         _launch.announce(run.id, launch)
@@ -420,6 +491,11 @@ def lay_over(config: Any, overrides: Mapping[str, Any]) -> set[str]:
     return put
 
 
+def _thread_died(error: dict[str, Any]) -> None:
+    if current is not None:
+        current.event("exception", error)
+
+
 def _at_exit() -> None:
     run = current
     if run is None:
@@ -443,6 +519,10 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
+
+
+def _no_keeper() -> None:
+    """No sender of ours is to be kept at work."""
 
 
 def _nothing(data: Mapping[str, Any], step: int | None = None) -> None:

@@ -7,6 +7,7 @@ import http.client
 import json
 import socket
 import ssl
+import time
 import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -38,16 +39,45 @@ class Answer:
 
     @property
     def retry_after(self) -> float | None:
+        """Seconds, given as such or as a date (proxies do); at most ten minutes."""
+        said = self.headers.get("retry-after", "")
         try:
-            return min(600.0, max(0.0, float(self.headers.get("retry-after", ""))))
+            return min(600.0, max(0.0, float(said)))
         except ValueError:
+            pass
+        from email.utils import parsedate_to_datetime
+
+        try:
+            return min(600.0, max(0.0, parsedate_to_datetime(said).timestamp() - time.time()))
+        except (TypeError, ValueError, OverflowError):
             return None
 
     def error(self) -> ServerRefused:
         said = self.json()
         message = said.get("message") or self.body[:200].decode("utf-8", "replace") or "no message"
-        fields = said.get("fields")
-        return ServerRefused(self.status, str(said.get("code") or "http"), str(message), fields if isinstance(fields, dict) else {})
+        told = said.get("fields")
+        fields = dict(told) if isinstance(told, dict) else {}
+        if self.retry_after is not None:
+            fields["retry_after"] = self.retry_after
+        return ServerRefused(self.status, str(said.get("code") or "http"), str(message), fields)
+
+
+class Opened:
+    """An answer that is read as it comes. ServerUnreachable when it breaks off."""
+
+    def __init__(self, transport: Transport, response: http.client.HTTPResponse) -> None:
+        self._transport, self._response = transport, response
+
+    def read(self, size: int) -> bytes:
+        with _said(self._transport.url):
+            return self._response.read(size)
+
+    def read1(self, size: int) -> bytes:
+        with _said(self._transport.url):
+            return self._response.read1(size)
+
+    def close(self) -> None:
+        self._transport.close()
 
 
 class Transport:
@@ -120,6 +150,23 @@ class Transport:
         if expected is not None and size != expected:
             raise ServerUnreachable(f"{self.url}: the answer broke off after {size} of {expected} bytes")
         return size
+
+    def open(self, method: str, path: str, body: bytes | None, answer_seconds: float) -> Opened:
+        """A streamed answer on this connection, which serves nothing else until it is closed. ServerRefused for any status but 200."""
+        self.close()
+        sent = {"User-Agent": f"encore-sdk/{VERSION}", **({"Authorization": f"Bearer {self.token}"} if self.token else {})}
+        if body is not None:
+            sent["Content-Type"] = "application/json"
+        with _said(self.url):
+            connection = self._connect()
+            connection.sock.settimeout(answer_seconds)
+            connection.request(method, f"{self._path}/api/v1/{path}", body=body, headers=sent)
+            response = connection.getresponse()
+            if response.status != 200:
+                answer = Answer(response.status, {name.lower(): value for name, value in response.getheaders()}, response.read())
+                self.close()
+                raise answer.error()
+        return Opened(self, response)
 
     def _connect(self) -> http.client.HTTPConnection:
         if self._connection is None:

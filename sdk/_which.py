@@ -26,6 +26,7 @@ class Which:
     id: str
     joiner: Any = None  # of a launch over several nodes that has no name of its own (_join.Joiner)
     marker: Path | None = None  # to be written by rank 0
+    own: str | None = None  # what the ranks of this launch would write if nobody had said anything else
 
 
 def which(arguments: Mapping[str, Any], settings: Settings, launch: _launch.Launch, project: str, turn: int) -> Which:
@@ -40,7 +41,7 @@ def which(arguments: Mapping[str, Any], settings: Settings, launch: _launch.Laun
     if resume in ("auto", "allow", "must"):
         found, why, keep = _resumed(marker, str(resume), project, own)
         if found is not None:
-            return Which(found, marker=marker)
+            return Which(found, marker=marker, own=own)
         if why is not None and (resume != "allow" or marker is not None):
             if resume == "must" and settings.strict:
                 raise UsageError(f'resume="must": {why}')
@@ -48,21 +49,21 @@ def which(arguments: Mapping[str, Any], settings: Settings, launch: _launch.Laun
                 _say(f'resume="{resume}": {why}; this is a new run')
         marker = None if keep else marker
     if settings.mode == "disabled" or (certain and not launch.is_spread):
-        return Which(own, marker=marker)
+        return Which(own, marker=marker, own=own)
     from ._join import Joiner
 
     joiner = Joiner(launch, own, turn, settings.journal)
-    return Which(joiner.begin(), joiner, marker)
+    return Which(joiner.begin(), joiner, marker, own)
 
 
-def mark(path: Path, run: Any, state: str) -> None:
+def mark(path: Path, run: Any, state: str, own: str | None) -> None:
     """Leaves word in the checkpoint folder, whole or not at all. By rank 0, at init and at the end."""
     try:
         if state != "running" and (_read(path) or {}).get("run") != run.id:
             return  # another run has taken the folder over meanwhile
         path.parent.mkdir(parents=True, exist_ok=True)
         pid = os.getpid()
-        word = {"format": 1, "run": run.id, "project": run.project, "state": state, "time_us": time.time_ns() // 1000}
+        word = {"format": 1, "run": run.id, "project": run.project, "state": state, "launch": own, "time_us": time.time_ns() // 1000}
         who = {"host": _process.host(), "boot": _process.boot_id(), "pid_namespace": _process.pid_namespace(), "pid": pid}
         aside = path.with_name(f"{path.name}.{who['host']}.{pid}")
         aside.write_text(json.dumps({**word, **who, "pid_started": _process.started(pid)}))
@@ -108,7 +109,7 @@ def _resumed(marker: Path | None, resume: str, project: str, own: str) -> tuple[
     if found is None:
         return None, f"{marker} is not there" if resume == "must" else None, False
     run = found["run"]
-    if run == own:
+    if own in (run, found.get("launch")):  # another rank of this launch was faster
         return run, None, False
     if found.get("project") != text(project):
         return None, f"the checkpoints in {marker.parent} are of run {run} in project {found.get('project')}, not {project}", False

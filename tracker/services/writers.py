@@ -12,7 +12,7 @@ from tracker.domain.errors import Conflict, Forbidden, Invalid, NotFound, RunDel
 from tracker.domain.lifecycle import RunState
 from tracker.models import Attempt, Reproduction, Run, Token, User, Writer
 from tracker.models.project import Role
-from tracker.services import attempts, documents, liveness, projects, values
+from tracker.services import asks, attempts, documents, liveness, projects, values
 
 KINDS = set(Writer.Kind.values)
 
@@ -214,11 +214,13 @@ def heartbeat(*, user: User, token: Token | None, doc: dict) -> dict:
     alive = [entry["id"] for entry in told if entry.get("alive", True)]
     known = {writer.id: writer for writer in run.writers.filter(id__in=[entry["id"] for entry in told][:5000])}
     if any(writer_id in known for writer_id in alive):
-        run.writers.filter(id__in=alive[:5000]).update(heartbeat_at=timezone.now())
+        run.writers.filter(id__in=alive[:5000]).update(heartbeat_at=timezone.now(), skew_us=asks.skew(doc))
         with transaction.atomic():
             run = Run.objects.select_for_update().get(pk=run.pk)
             liveness.is_alive(run)
-    return {"stop": stops(run), "state": run.state, "next": {writer.id: writer.next for writer in known.values()}}
+    answer = {"stop": stops(run), "state": run.state, "next": {writer.id: writer.next for writer in known.values()}}
+    asked = asks.hand_out(run, doc)
+    return {**answer, "ask": asked} if asked else answer
 
 
 def run_for_blobs(*, user: User, token: Token | None, run_id: str) -> Run:

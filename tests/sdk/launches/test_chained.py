@@ -64,15 +64,27 @@ def test_all_ranks_find_the_run_also_in_a_race_at_the_first_start(launcher: Laun
 
     def job(number: str, world: int, how: str, status: int) -> set[str]:
         slurm = {"SLURM_JOB_ID": number, "SLURM_STEP_ID": "0", "SLURM_NTASKS": str(world)}
-        ranks = [launcher.python(script, how, **slurm, SLURM_PROCID=str(rank), RANK=str(rank)) for rank in range(world)]
+        ranks = [launcher.python(script, how, **slurm, SLURM_PROCID=str(rank), RANK=str(rank)) for rank in range(world - 1)]
         outs = {process.communicate(timeout=120)[0].strip() for process in ranks}
-        assert all(process.returncode == status for process in ranks)
+        last = launcher.python(script, how, **slurm, SLURM_PROCID=str(world - 1), RANK=str(world - 1))  # so late that rank 0 has ended
+        outs.add(last.communicate(timeout=120)[0].strip())
+        assert all(process.returncode == status for process in [*ranks, last])
         return outs
 
     first = job("81", 3, "killed", -signal.SIGKILL)
     assert len(first) == 1
-    assert job("82", 2, "finished", 0) == first
-    launcher.runs(5, ended=2)
+    assert job("82", 3, "finished", 0) == first
+    launcher.runs(6, ended=3)
+
+
+def test_ranks_that_look_while_rank_0_goes_on_find_the_run(online: Launcher) -> None:
+    """The folder then names a process that lives: rank 0 of their own launch."""
+    first, _ = go(online, "1", 1, ENCORE_MODE="offline")
+    slurm = {"SLURM_JOB_ID": "83", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "ENCORE_MODE": "offline"}
+    rank0 = online.python(online.script(CHAIN), "waits", **slurm, SLURM_PROCID="0", RANK="0")
+    assert rank0.stdout is not None
+    assert rank0.stdout.readline().strip() == first
+    assert go(online, "finished", **slurm, SLURM_PROCID="1", RANK="1")[0] == first
 
 
 def test_encore_run_id_goes_before_the_folder(launcher: Launcher) -> None:
