@@ -10,7 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+<<<<<<< HEAD
 from .. import _liveness, _process
+=======
+from .. import _liveness, _ordinals
+>>>>>>> launch
 from .._reader import read_json
 from . import STATUS, limits
 from .run import RunSender
@@ -20,6 +24,7 @@ ADOPTED_ROUNDS = 16  # quiet rounds before an adopted run is left alone: a vanis
 
 def adopt(root: Path, own: Path, url: str, token: str | None, stopping: Callable[[], bool]) -> None:
     """Delivers the other runs below a journal root that nobody sends; removes those delivered a day ago. Never raises."""
+    _ordinals.clean(root)
     for folder in run_folders(root):
         if stopping():
             return
