@@ -178,10 +178,11 @@ class Run:
         answer = self._api.get(f"runs/{self.id}/keys")
         return list(answer.get("results", ()))
 
-    def history(self, key: str, rank: int | None = None, form: str = "list") -> Any:
+    def history(self, key: str, rank: int | None = None, form: str = "list", attempt: int | None = None) -> Any:
         """All points of a metric at full resolution. ``form``: ``list`` of (step, time, value), ``pandas`` (a frame), ``arrow`` (a table).
-        Values are floats or exact integers; time is in seconds since 1970."""
-        points = [(step, when, number(value)) for step, when, value in self.raw_history(key, rank)["points"]]
+        Values are floats or exact integers; time is in seconds since 1970. ``attempt``: what that start of the run logged, also where it
+        was rewound; else the stitched history."""
+        points = [(step, when, number(value)) for step, when, value in self.raw_history(key, rank, attempt)["points"]]
         if form == "list":
             return points
         names = ("step", "time", "value")
@@ -192,9 +193,10 @@ class Run:
             return _library("pyarrow").table(columns)
         raise UsageError(f"form is list, pandas or arrow, not {form!r}")
 
-    def raw_history(self, key: str, rank: int | None = None) -> dict[str, Any]:
-        """``{"run", "key", "points": [[step, time, value], …]}`` as the API gives it: NaN and infinities as text."""
-        return self._api.get(f"runs/{self.id}/history", key=key, rank=rank)
+    def raw_history(self, key: str, rank: int | None = None, attempt: int | None = None, branch: str | None = None) -> dict[str, Any]:
+        """``{"run", "key", "points": [[step, time, value], …]}`` as the API gives it: NaN and infinities as text.
+        ``branch="all"``: with ``branches``, what was rewound."""
+        return self._api.get(f"runs/{self.id}/history", key=key, rank=rank, attempt=attempt, branch=branch)
 
     def logs(self, rank: int | None = None, stream: str | None = None) -> Iterator[dict[str, Any]]:
         """Console output: ``{"id", "rank", "stream", "time_us", "text"}``, in order."""

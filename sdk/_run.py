@@ -46,7 +46,7 @@ class Run:
             self.writer = self._open_journal()
         overrides = (settings.rerun or {}).get("config") or {}
         applied = lay_over(config, overrides) if held else set()
-        self.config = Config(config, overrides, self._emit)
+        self.config = Config(config, overrides, self._emit, over=_goes_on(about))
         self.config._read.update(applied)
         self.summary = Summary(self._emit)
         if self.writer is not None:
@@ -320,6 +320,10 @@ def init(arguments: Mapping[str, Any], held: bool) -> Run:
         current.finish()
     launch = _launch.detect()
     run = Run(settings, launch, _about(arguments, settings, launch), arguments.get("config"), held)
+    if run.writer is not None and (_goes_on(run.about) or run.about["fork_from"] is not None):
+        from ._resume import go_on
+
+        go_on(run.writer, run.about)
     _turns += 1
     current = run
     _rebind_face(run)
@@ -334,7 +338,11 @@ def init(arguments: Mapping[str, Any], held: bool) -> Run:
 
 def _about(arguments: Mapping[str, Any], settings: _settings.Settings, launch: _launch.Launch) -> dict[str, Any]:
     """The `run` object of writer.json."""
-    given = arguments.get("id") or settings.run_id
+    # A rerun is a new run of its own, whatever id the script names.
+    given = (settings.rerun or {}).get("run") or arguments.get("id") or settings.run_id
+    if arguments.get("resume") == "never" and given is not None and settings.rerun is None:
+        _settings_say(f'resume="never" begins a new run: the id {given} is not used')
+        given = None
     if given is not None:
         run_id = str(given) if is_id(str(given)) else derived_id("named", given)
     else:
@@ -346,7 +354,12 @@ def _about(arguments: Mapping[str, Any], settings: _settings.Settings, launch: _
             )
     tags = arguments.get("tags")
     tags = [tags] if isinstance(tags, str) else list(tags) if tags is not None else list(settings.tags)
-    words = {name: arguments.get(name) for name in ("job_type", "notes", "resume")}
+    lineage = {name: arguments.get(name) for name in ("resume", "fork_from", "rewind_to")}
+    if any(value is not None for value in lineage.values()):
+        from ._resume import check_id
+
+        check_id({"id": run_id, **lineage}, given, launch)
+    words = {name: arguments.get(name) for name in ("job_type", "notes")}
     project = str(arguments.get("project") or settings.project or _settings.default_project())
     return {
         "id": run_id,
@@ -355,10 +368,14 @@ def _about(arguments: Mapping[str, Any], settings: _settings.Settings, launch: _
         "group": _text_or_none(arguments.get("group") or settings.group),
         **{name: _text_or_none(value) for name, value in words.items()},
         "tags": [text(str(tag)) for tag in tags],
-        "fork_from": plain(arguments.get("fork_from")),
-        "rewind_to": plain(arguments.get("rewind_to")),
+        **lineage,
         "created_us": time.time_ns() // 1000,
     }
+
+
+def _goes_on(about: Mapping[str, Any]) -> bool:
+    """Whether this start goes on with a run that may be there already."""
+    return about["resume"] in ("allow", "must", "auto") or about["rewind_to"] is not None
 
 
 def _text_or_none(value: Any) -> str | None:

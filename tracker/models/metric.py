@@ -72,3 +72,14 @@ class MetricSummary(models.Model):
 
     class Meta:
         constraints = [models.UniqueConstraint(fields=["run", "key", "rank"], name="one_summary_per_run_key_rank")]
+
+
+class StaleSummary(models.Model):
+    """A key of a stitched run whose summary is to be made again from its series."""
+
+    run = models.ForeignKey(Run, models.CASCADE, related_name="stale_summaries")
+    key = models.CharField(max_length=500, blank=True, help_text="Empty: all of them.")
+    marks = models.BigIntegerField(default=1, help_text="Counted up with each reason; taken away only if it is as it was read.")
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["run", "key"], name="one_stale_summary_per_run_and_key")]
