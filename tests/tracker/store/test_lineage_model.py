@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field
 
 import pytest
 from django.db import transaction
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.tracker.helpers import writer_json
@@ -92,8 +93,18 @@ def sent(room, run: History, attempt: Attempt, first: int, last: int) -> None:
     room.post(Writer.objects.get(id=attempt.id), wire.batch(run.id, attempt.id, first, last - 1, frames))
 
 
+EXAMPLES = 1500 if os.environ.get("ENCORE_TORTURE") == "1" else 40
+
+
+# Without shrinking, which takes longer here than pytest waits: the example that failed is printed as it was.
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(st.data())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@pytest.mark.timeout(3600 if EXAMPLES > 40 else 300)
 @pytest.mark.django_db
 def test_stitched_series_histories_and_summaries_equal_the_model(room, data):
     """Whatever the attempts, rewinds, forks and steps, and in whatever order the journals come, all three say what the model says."""
