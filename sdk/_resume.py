@@ -93,17 +93,17 @@ def go_on(writer: Writer, about: Mapping[str, Any]) -> None:
 
 
 def last_step(run_folder: Path, but: str, rank: int) -> int | None:
-    """Where the last start of this rank (else of any) that this machine knows came to; None if it knows nothing."""
+    """Where the last start of this rank that this machine knows came to; None if it knows nothing. Another rank's journal tells nothing:
+    it may be of this very start."""
     found = []
     for path in run_folder.glob("*/writer.json"):
         if path.parent.name == but:
             continue
         with contextlib.suppress(OSError, ValueError):
             told = json.loads(path.read_bytes())
-            if told.get("kind") == "trainer":
-                found.append((told.get("rank") == rank, int(told.get("started_us") or 0), path.parent, told.get("run") or {}))
-    mine = [each for each in found if each[0]] or found
-    for _, _, folder, run in sorted(mine, key=lambda each: each[1], reverse=True):
+            if told.get("kind") == "trainer" and told.get("rank") == rank:
+                found.append((int(told.get("started_us") or 0), path.parent, told.get("run") or {}))
+    for _, folder, run in sorted(found, key=lambda each: each[0], reverse=True):
         step = _logged_last(folder)
         for given in (run.get("rewind_to"), (run.get("fork_from") or {}).get("step")):
             if step is None and isinstance(given, int):
