@@ -69,6 +69,7 @@ class MetricSummary(models.Model):
     min = models.FloatField(null=True)
     max = models.FloatField(null=True)
     sum = models.FloatField(null=True)
+    hi_step = models.BigIntegerField(null=True, help_text="Of stitched runs: points beyond it can be added, others make it stale.")
 
     class Meta:
         constraints = [models.UniqueConstraint(fields=["run", "key", "rank"], name="one_summary_per_run_key_rank")]

@@ -1,4 +1,5 @@
 """Summaries of runs whose history is stitched: made again from the winning points, since what is rewound cannot be counted off.
+What only goes on beyond all that is there is added as in any other run (services/summaries.py).
 
 Keys are marked stale where something changes them (services/lineage.py, services/summaries.py) and made again at the next beat. A run
 that is costly to read rests between two turns, so that this stays a small share of the worker's time.
@@ -23,7 +24,7 @@ POINTS_AT_ONCE = 4_000_000
 KEYS_AT_ONCE = 200
 SHARE = 0.05
 """Of the worker's time that one run may take."""
-LONGEST_REST_SECONDS = 120
+LONGEST_REST_SECONDS = 600
 _rest_until: dict[str, float] = {}
 
 
@@ -154,7 +155,7 @@ def row_of(run_id: str, column: Column) -> MetricSummary:
     times = column.times[order[latest]]
     at = int(order[latest[np.flatnonzero(times == times.max())]].max())
     row.last, row.last_text = summaries.storable_value(_exact(column, at))
-    row.last_step, row.last_time = int(column.steps[at]), int(column.times[at])
+    row.last_step, row.last_time, row.hi_step = int(column.steps[at]), int(column.times[at]), int(steps[-1])
     return row
 
 

@@ -8,11 +8,11 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
-from django.db.models import Exists, OuterRef
+from django.db.models import Exists, Max, OuterRef
 
 from tracker.domain import keys as meanings
 from tracker.domain.lineage import is_measured
-from tracker.models import MetricSummary, Run, RunValue
+from tracker.models import Attempt, MetricSummary, Run, RunValue, StaleSummary, Writer
 from tracker.services import lineage
 from tracker.store import blocks, rows, wire
 from tracker.store.metrics import metric_store
@@ -22,7 +22,7 @@ MOST_KEYS = 500
 POINTS_AT_ONCE = 4_000_000
 PAUSE_SECONDS = 0.005
 EXACT = 2**53
-FIELDS = ["count", "nan_count", "first_nan_step", "last", "last_text", "last_step", "last_time", "min", "max", "sum"]
+FIELDS = ["count", "nan_count", "first_nan_step", "last", "last_text", "last_step", "last_time", "min", "max", "sum", "hi_step"]
 
 
 def summarise_due(seconds: float = 10) -> int:
@@ -97,7 +97,7 @@ def _summarise_some(run_id: str) -> bool:
             if run.has_forks:
                 lineage.mark_stale(_inheriting(run_id, news))
             if run.is_stitched:
-                news = _measured(run_id, news)
+                news = _addable(run_id, news, [writer for _, writer, _ in moved])
             write_values(run, _write(run, news))
     except _Overtaken:
         return True
@@ -116,11 +116,28 @@ def _inheriting(run_id: str, news: dict[int, dict[str, _News]]) -> list[str]:
     return lineage.below(run_id)
 
 
-def _measured(run_id: str, news: dict[int, dict[str, _News]]) -> dict[int, dict[str, _News]]:
-    """What of the news can be added as it is; the other keys of a stitched run are made again from their series."""
+def _addable(run_id: str, news: dict[int, dict[str, _News]], writers: list[str]) -> dict[int, dict[str, _News]]:
+    """What of a stitched run's news can be added as it is: points of its latest attempt beyond all that it has, which is what a live
+    run sends. The other keys are marked, to be made again from their series."""
     keys = {key for by_key in news.values() for key in by_key if not is_measured(key)}
-    lineage.mark_stale([run_id], sorted(keys))
-    return {rank: {key: found for key, found in by_key.items() if is_measured(key)} for rank, by_key in news.items()}
+    stale = set(StaleSummary.objects.filter(run_id=run_id).values_list("key", flat=True))
+    latest = Attempt.objects.filter(run_id=run_id).aggregate(latest=Max("number"))["latest"]
+    is_latest = not Writer.objects.filter(id__in=writers).exclude(attempt__number=latest).exists()
+    beyond: set[str] = set()
+    if is_latest and "" not in stale:
+        known = {}
+        for start in range(0, len(keys), 500):
+            for row in MetricSummary.objects.filter(run_id=run_id, key__in=sorted(keys)[start : start + 500]):
+                known[row.key, row.rank] = row
+        beyond = {key for key in keys - stale if all(_is_beyond(known.get((key, r)), n[key]) for r, n in news.items() if key in n)}
+    lineage.mark_stale([run_id], sorted(keys - beyond))
+    return {rank: {key: found for key, found in by_key.items() if is_measured(key) or key in beyond} for rank, by_key in news.items()}
+
+
+def _is_beyond(row: MetricSummary | None, found: _News) -> bool:
+    if row is None or row.hi_step is None or row.last_time is None:
+        return False
+    return found.is_rising and found.lo_step > row.hi_step and found.last_time >= row.last_time
 
 
 # -- counting --------------------------------------------------------------------------------------------------------------------------
@@ -138,6 +155,9 @@ class _News:
     last_time: int = 0
     record: int = -1
     lo_step: int = 2**63 - 1
+    hi_step: int = -(2**63)
+    is_rising: bool = True
+    """Each step is higher than the one before, so that all of these points count."""
     min: float | None = None
     max: float | None = None
     sum: float = 0.0
@@ -194,11 +214,13 @@ def _add(keys: list[str], kind: int, bits: np.ndarray, steps, times, records, ne
     dtype = "<i8" if kind == blocks.I64 else "<f8"
     lows, highs = (np.ascontiguousarray(entries[name]).view(dtype).tolist() for name in ("min", "max"))
     lasts = np.ascontiguousarray(bits[:, -1]).view(dtype).tolist()
-    rows_, lowest = len(steps), int(steps.min())
+    rows_, lowest, highest = len(steps), int(steps.min()), int(steps.max())
+    is_rising = bool((steps[1:] > steps[:-1]).all())
     for at, (key, nan, total) in enumerate(zip(keys, entries["nan"].tolist(), entries["sum"].tolist(), strict=True)):
         found = news.setdefault(key, _News())
         found.count += rows_
-        found.lo_step = min(found.lo_step, lowest)
+        found.is_rising &= is_rising and lowest > found.hi_step
+        found.lo_step, found.hi_step = min(found.lo_step, lowest), max(found.hi_step, highest)
         if nan:
             if found.first_nan_step is None:
                 found.first_nan_step = int(steps[np.isnan(bits[at].view("<f8")).argmax()])
@@ -240,6 +262,8 @@ def _write(run: Run, news: dict[int, dict[str, _News]]) -> list[str]:
 def _merge(row: MetricSummary, news: _News) -> MetricSummary:
     row.count += news.count
     row.nan_count += news.nan_count
+    if row.hi_step is not None:
+        row.hi_step = max(row.hi_step, news.hi_step)
     if row.first_nan_step is None:
         row.first_nan_step = news.first_nan_step
     if row.last_time is None or news.last_time >= row.last_time:

@@ -8,7 +8,7 @@ from tests.tracker.helpers import api_of, writer_json
 from tests.tracker.store import wire_writer as wire
 from tracker.api import ingest_batches
 from tracker.domain.ids import new_id
-from tracker.models import Event, Membership, Project, Run
+from tracker.models import Event, Membership, Project, Run, StaleSummary
 from tracker.services import ingest, lineage, stitched, summaries
 from tracker.store import reading
 
@@ -114,6 +114,24 @@ def test_journals_may_come_in_the_opposite_order(alice):
     assert points(alice, run) == [[n, float(n)] for n in range(5)] + [[5, 105.0], [6, 106.0]]
     assert metric(alice, run)["count"] == 7
     assert not events(run, "resume_missing"), "it was not missing, only late"
+
+
+def test_a_live_run_that_went_back_is_summed_up_as_cheaply_as_any(alice):
+    """Points beyond all that is there are added; only repeated, older or late ones make the series be read again."""
+    first = Process(alice).log(0, 1, 2)
+    second = Process(alice, first.run, at=60, rewind_to=0).log(1, 2, add=10)
+    assert metric(alice, first.run)["count"] == 3
+    for process, steps, is_added, count in (
+        (second, (3, 4), True, 5),
+        (second, (4, 5), False, 6),
+        (second, (6,), True, 7),
+        (first, (7,), False, 7),
+    ):
+        process.log(*steps, add=10)
+        summaries.summarise_due()
+        assert StaleSummary.objects.exists() is not is_added
+        found = metric(alice, first.run)
+        assert (found["count"], found["max"]) == (count, float(10 + max(s for s, _ in points(alice, first.run))))
 
 
 def test_a_plain_resume_overtakes_step_by_step(alice):
