@@ -35,8 +35,9 @@ def _run(api: Api, args: argparse.Namespace) -> int:
             print(f"# old branch: attempt {branch['attempt']} went back to step {branch['rewound_to']}")
             _print(branch["points"])
     if not answer["points"] and not answer.get("branches"):
+        which = "" if args.attempt is None else f"attempt {args.attempt} of "
         print(
-            f"encore: {run.project}/{run.name} has no metric {args.key!r}; `encore runs` and the run's page list what it has",
+            f"encore: {which}{run.project}/{run.name} has no metric {args.key!r}; `encore runs` and the run's page list what it has",
             file=sys.stderr,
         )
         return 1
