@@ -10,6 +10,7 @@ import mmap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 from . import _values
 from ._ids import derived_id, is_id
@@ -125,13 +126,20 @@ def _logged_last(folder: Path) -> int | None:
 
 
 def _last_in(data: mmap.mmap) -> int | None:
-    at, end, step = SEGMENT_HEADER.size, len(data), None
+    """The step of the last record of points that is whole: a power loss can tear the last one."""
+    at, end, found = SEGMENT_HEADER.size, len(data), -1
+    before = -1  # the record of points before that one
     unpack = RECORD.unpack_from
     while at + RECORD_BYTES <= end:
-        _, magic, kind, _, length, _, _, told, _ = unpack(data, at)
-        if magic != MAGIC or length < RECORD_BYTES or length % 8 or kind == END:
+        _, magic, kind, _, length, _, _, _, _ = unpack(data, at)
+        if magic != MAGIC or length < RECORD_BYTES or length % 8 or kind == END or at + length > end:
             break
         if kind in (DENSE, SPARSE):
-            step = told
+            before, found = found, at
         at += length
-    return step
+    for at in (found, before):
+        if at >= 0:
+            crc, _, _, _, length, _, _, step, _ = unpack(data, at)
+            if crc32(data[at + 4 : at + length]) == crc:
+                return int(step)
+    return None

@@ -132,6 +132,14 @@ def test_a_torn_journal_still_tells_what_it_can(shop: Shop) -> None:
     (folder,) = shop.writers()
     (folder / "00000009.seg").write_bytes(b"")
     (folder / "00000008.seg").write_bytes(b"ENCOREJ1" + bytes(56) + b"\xff" * 4096)
+    last = (folder / "00000000.seg").read_bytes()
+    from sdk._reader import Reader
+
+    *_, whole = [row for rows in Reader(folder).read(10**6).dense.values() for row in rows]
+    at = last.index(bytes(whole))
+    (folder / "00000000.seg").write_bytes(last[: at + 44] + b"\xff\xff\xff\xff" + last[at + 48 :])
+    assert _resume.last_step(folder.parent, "mine", 0) == 1, "the last record is torn: the one before it counts"
+    (folder / "00000000.seg").write_bytes(last)
     torn = folder.parent / "torn"
     torn.mkdir()
     (torn / "writer.json").write_text("{")

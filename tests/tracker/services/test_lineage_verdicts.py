@@ -20,9 +20,11 @@ def another_start(room, run, values, **fields) -> None:  # noqa: F811
 
 def test_an_old_branch_is_no_evidence(room, played, reproduction):  # noqa: F811
     """A run that went back to its start: what it left behind, longer and other, is not what a rerun has to equal."""
-    original = played({0: {"loss": np.linspace(9.0, 8.0, 60)}})
+    original = played({0: {"loss": np.linspace(9.0, 8.0, 60), "val/loss": np.ones(60)}})
     another_start(room, original, LOSS, rewound_to=-1)
-    assert judged(reproduction(original, played({0: {"loss": LOSS}})))["sentence"].startswith("Bit-exact: 40 of 40 points")
+    found = judged(reproduction(original, played({0: {"loss": LOSS}})))
+    assert found["sentence"] == "Bit-exact: 40 of 40 points, 1 metric, 1 rank"
+    assert [row["key"] for row in found["per_metric"]] == ["loss"], "a key of the old branch alone is not even listed"
 
 
 def test_inherited_points_are_no_evidence(played, reproduction):  # noqa: F811
