@@ -92,8 +92,6 @@ def _series(original: Run, rerun: Run) -> Iterator[KeySeries]:
         for column in reading.history([original.id, rerun.id], read, None) if read else ():
             found[column.key][column.run].append(_winning(column))
         for key in keys:
-            if key in read and not found[key][original.id] and not found[key][rerun.id]:
-                continue  # of old branches alone: it was rewound, so there is nothing to equal
             yield KeySeries(key, found[key][original.id], found[key][rerun.id])
 
 
