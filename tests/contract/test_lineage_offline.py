@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import sdk
 from tracker.models import Run
 from tracker.services import accounts, stitched, summaries
 
@@ -41,7 +42,7 @@ def desk(live_server, transactional_db, tmp_path):
     def encore(*words: str) -> str:
         return run([sys.executable, "-c", "import sys; from sdk._cli import main; sys.exit(main())", *words])
 
-    return SimpleNamespace(train=train, encore=encore, journal=tmp_path / "sdk")
+    return SimpleNamespace(train=train, encore=encore, journal=tmp_path / "sdk", url=live_server.url, token=token)
 
 
 def told(text: str) -> list[list[str]]:
@@ -62,6 +63,10 @@ def test_starts_synced_in_the_worst_order_read_as_they_happened(desk):
     assert every[5:] == [["# old branch: attempt 2 went back to step 2"], ["3", "3.0"], ["4", "4.0"], ["5", "5.0"]]
     tuned = told(desk.encore("history", "vision/tuned", "loss"))
     assert tuned == [["0", "0.0"], ["1", "1.0"], ["2", "2.0"], ["3", "100.0"], ["4", "200.0"], ["5", "201.0"]]
+    api = sdk.Api(desk.url, desk.token)
+    run = api.run("vision/tuned")
+    assert [(step, value) for step, _, value in run.history("loss")] == [(int(step), float(value)) for step, value in tuned]
+    assert [step for step, _, _ in run.history("loss", attempt=1)] == [4, 5]
     summaries.summarise_due()
     stitched.recompute_due()
     row = Run.objects.get(name="tuned").metric_summaries.get(key="loss")

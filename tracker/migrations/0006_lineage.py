@@ -7,7 +7,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('tracker', '0003_writer_hot'),
+        ('tracker', '0005_asks_and_skew'),
     ]
 
     operations = [
