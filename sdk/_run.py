@@ -61,7 +61,7 @@ class Run:
             self.writer = self._open_journal()
         overrides = (settings.rerun or {}).get("config") or {}
         applied = lay_over(config, overrides) if held else set()
-        self.config = Config(config, overrides, self._emit)
+        self.config = Config(config, overrides, self._emit, over=_goes_on(about))
         self.config._read.update(applied)
         self.summary = Summary(self._emit)
         if self.writer is not None:
@@ -425,8 +425,11 @@ def init(arguments: Mapping[str, Any], held: bool) -> Run:
     launch = _launch.detect()
     project = text(str(arguments.get("project") or settings.project or _settings.default_project()))
     which = _which.which(arguments, settings, launch, project, _turns)
-    about = _about(arguments, settings, launch, which.id, project)
-    run = Run(settings, launch, about, arguments.get("config"), held, which)
+    run = Run(settings, launch, _about(arguments, settings, launch, which, project), arguments.get("config"), held, which)
+    if run.writer is not None and (_goes_on(run.about) or run.about["fork_from"] is not None):
+        from ._resume import go_on
+
+        go_on(run.writer, run.about)
     _turns += 1
     current = run
     _rebind_face(run)
@@ -438,22 +441,33 @@ def init(arguments: Mapping[str, Any], held: bool) -> Run:
     return run
 
 
-def _about(arguments: Mapping[str, Any], settings: _settings.Settings, launch: _launch.Launch, run_id: str, project: str) -> dict[str, Any]:
+def _about(
+    arguments: Mapping[str, Any], settings: _settings.Settings, launch: _launch.Launch, which: _which.Which, project: str
+) -> dict[str, Any]:
     """The `run` object of writer.json."""
     tags = arguments.get("tags")
     tags = [tags] if isinstance(tags, str) else list(tags) if tags is not None else list(settings.tags)
-    words = {name: arguments.get(name) for name in ("job_type", "notes", "resume")}
+    words = {name: arguments.get(name) for name in ("job_type", "notes")}
+    lineage = {name: arguments.get(name) for name in ("resume", "fork_from", "rewind_to")}
+    if any(value is not None for value in lineage.values()):
+        from ._resume import check_id
+
+        check_id({"id": which.id, **lineage}, which.is_named)
     return {
-        "id": run_id,
+        "id": which.id,
         "project": project,
-        "name": _text_or_none(arguments.get("name") or settings.name) or _names.readable(run_id),
+        "name": _text_or_none(arguments.get("name") or settings.name) or _names.readable(which.id),
         "group": _text_or_none(arguments.get("group") or settings.group or launch.group),
         **{name: _text_or_none(value) for name, value in words.items()},
         "tags": [text(str(tag)) for tag in tags],
-        "fork_from": plain(arguments.get("fork_from")),
-        "rewind_to": plain(arguments.get("rewind_to")),
+        **lineage,
         "created_us": time.time_ns() // 1000,
     }
+
+
+def _goes_on(about: Mapping[str, Any]) -> bool:
+    """Whether this start goes on with a run that may be there already."""
+    return about["resume"] in ("allow", "must", "auto") or about["rewind_to"] is not None
 
 
 def _text_or_none(value: Any) -> str | None:

@@ -10,11 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-<<<<<<< HEAD
-from .. import _liveness, _process
-=======
-from .. import _liveness, _ordinals
->>>>>>> launch
+from .. import _liveness, _ordinals, _process
 from .._reader import read_json
 from . import STATUS, limits
 from .run import RunSender
