@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
-from . import _capture, _console, _exit, _launch, _names, _process, _sender, _settings
+from . import _capture, _console, _exit, _launch, _names, _place, _process, _sender, _settings
 from ._config import Config, Summary
 from ._finish import wait_until_sent
 from ._ids import derived_id, is_id
@@ -63,15 +62,19 @@ class Run:
     # Opening --------------------------------------------------------------------------------------------------------------------
 
     def _open_journal(self) -> Writer | None:
-        """The journal under its root, else under the system's temporary folder: a read-only HOME must not cost the points."""
-        for root in (self.settings.journal, _spare_root()):
+        """The journal in the best place that can be written: a read-only HOME must not cost the points."""
+        wanted = self.settings.journal
+        for place in _place.choose(self.settings):
+            self.settings = dataclasses.replace(self.settings, journal_mode=place.mode, spool=place.spool)
             try:
-                writer = Writer(root, self.about, self.settings, self._writer_facts())
+                place.ready()
+                writer = Writer(place.root, self.about, self.settings, self._writer_facts())
             except (OSError, ValueError) as error:
-                _settings_say(f"the journal cannot be written to {root}: {error}")
+                _settings_say(f"the journal cannot be written to {place.root}: {error}")
                 continue
-            if root != self.settings.journal:
-                _settings_say(f"the journal lies in {root} instead")
+            _place.note(writer.folder.parent, place)
+            if place.root != wanted and self.launch.local_rank == 0:
+                _settings_say(f"the journal lies in {place.root} instead{f' ({place.why})' if place.why else ''}")
             return writer
         _settings_say(
             "training goes on, but nothing of this run is kept: free some space or set ENCORE_JOURNAL to a folder that can be written"
@@ -93,6 +96,8 @@ class Run:
             "launch": launch.as_json(),
             "mode": self.settings.mode,
             "url": self.settings.url,
+            "journal": self.settings.journal_mode,
+            "spool": str(self.settings.spool) if self.settings.spool else None,
             "sdk_version": _settings.VERSION,
         }
         # A forked child is no start of the rank: it is not counted as an attempt, and its end is not the run's.
@@ -311,8 +316,6 @@ def init(arguments: Mapping[str, Any], held: bool) -> Run:
     if arguments.get("mode") is not None:
         if arguments["mode"] not in _settings.MODES:
             raise UsageError(f"mode is one of {', '.join(_settings.MODES)}, not {arguments['mode']!r}")
-        import dataclasses
-
         settings = dataclasses.replace(settings, mode=arguments["mode"])
     for complaint in (*settings.complaints, *([settings.rerun_error] if settings.rerun_error else [])):
         _settings_say(complaint)
@@ -423,10 +426,6 @@ if hasattr(os, "register_at_fork"):
 
 def _nothing(data: Mapping[str, Any], step: int | None = None) -> None:
     """log() of a run that keeps nothing."""
-
-
-def _spare_root() -> Path:
-    return Path(tempfile.gettempdir()) / f"encore-{os.getuid() if hasattr(os, 'getuid') else 'sdk'}" / "sdk"
 
 
 def _settings_say(sentence: str) -> None:

@@ -26,7 +26,7 @@ class Node:
         self.writer = Writer(
             run_folder.parent,
             about["run"],
-            SimpleNamespace(strict=False),
+            SimpleNamespace(strict=False, journal_mode=about.get("journal") or "map"),
             {
                 **{name: about[name] for name in told if name in about},
                 "kind": "node",
