@@ -131,9 +131,7 @@ def note(run_folder: Path, place: Place) -> None:
         from ._journal import write_json
 
         spool = str(place.spool) if place.spool else None
-        write_json(
-            run_folder / PLACE, {"inode": os.stat(run_folder).st_ino, "journal_mode": place.mode, "spool": spool, "why": place.why}
-        )
+        write_json(run_folder / PLACE, {"inode": os.stat(run_folder).st_ino, "journal_mode": place.mode, "spool": spool, "why": place.why})
     except OSError:
         return
 

@@ -185,7 +185,9 @@ class Run:
             _settings_say(f"finish: {type(error).__name__}: {error}")
         finally:
             _forget(self)
-        if writer is not None and self.settings.mode == "online" and self._sender_started:
+        if writer is None or not self._sender_started or (self.settings.spool is not None and _drained(self, writer)):
+            return
+        if self.settings.mode == "online":
             wait_until_sent(self, writer)
 
     def _last_words(self, writer: Writer, exit_code: int | None, given: Mapping[str, Any] | None) -> None:
@@ -375,6 +377,8 @@ def _greet(run: Run) -> None:
         _settings_say(f"run {run.id} is kept in {run.writer.folder.parent}; send it with: encore sync {run.writer.folder.parent}")
     elif run.settings.sender == "external":
         return
+    elif run.url is None and run.settings.spool is not None:
+        _settings_say(f"run {run.id} is drained into {run.settings.spool}; where there is a way to the server: encore sync --watch FOLDER")
     elif run.url is None:
         _settings_say(
             f"no server is known (encore login, or ENCORE_URL); run {run.id} is kept, send it with: encore sync {run.writer.folder.parent}"
@@ -422,6 +426,12 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
+
+
+def _drained(run: Run, writer: Writer) -> bool:
+    from ._spool import wait_until_drained
+
+    return wait_until_drained(run, writer)
 
 
 def _nothing(data: Mapping[str, Any], step: int | None = None) -> None:

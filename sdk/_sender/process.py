@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .._reader import read_json
-from . import limits
+from . import drain, limits
 from .run import RunSender
 
 ADOPTED_ROUNDS = 16  # quiet rounds before an adopted run is left alone: a vanished process shows after two looks
@@ -32,11 +32,14 @@ def main(run_folder: str) -> int:
         sender = RunSender(folder, url, token, capture=True, sample=True, may_stop=True)
         if not sender.elect():
             return 0
+        sender.drain = drain.Drain(folder)
         finished = _follow(sender, stopping)
+        sender.drain.close(sender, stopping)
+        drain.adopt(folder.parent, folder, stopping)
         if finished and url:
             _adopt(folder.parent, folder, url, token, stopping)
         sender.resign()
-        if not finished or not _somebody_new(sender):
+        if not (finished or sender.drain.whole) or not _somebody_new(sender):
             return 0
 
 
@@ -49,7 +52,10 @@ def _follow(sender: RunSender, stopping: threading.Event) -> bool:
         if not sender.folder.exists():  # somebody removed the journal: nothing is left to do
             return False
         if stopping.is_set() and deadline is None:
-            deadline = time.monotonic() + limits.STOP_SECONDS
+            deadline = time.monotonic() + (limits.STOP_SECONDS if sender.drain.spool is None else drain.STOP_SECONDS)
+            sender.drain.hurry()
+        if sender.drain.suffices(sender, stopping.is_set()):
+            return False
         if deadline is not None and (time.monotonic() > deadline or sender.delivered):
             return False
         if not sender.step():

@@ -50,6 +50,7 @@ class RunSender:
         self.run_url: str | None = None
         self.stop_told = False
         self.only: str | None = None  # of one writer alone
+        self.drain: Any = None  # into a spool, where there is one
         self._generation = 0
         self._wait_until = 0.0
         self._wait_seconds = 0.0
@@ -94,6 +95,8 @@ class RunSender:
         """One round; True if there is more to do right now."""
         self.rescan()
         self._look()
+        if self.drain is not None:
+            self.drain.look(self)
         if self.node is not None:
             self.node.step(self.trainers)
         busy = self._deliver()
