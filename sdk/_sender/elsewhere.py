@@ -116,7 +116,17 @@ class CopyReader(Reader):
         return super().read(limit, settled, torn - began, docs_only)
 
 
-class CopySender(RunSender):
+class SyncSender(RunSender):
+    """As `encore sync` needs it: it remembers why files did not go."""
+
+    blobs_error: str | None = None
+
+    def _send_blobs(self, waiting: dict[str, Path]) -> None:
+        super()._send_blobs(waiting)
+        self.blobs_error = self._uploads_error
+
+
+class CopySender(SyncSender):
     """Sends what a copied folder holds without a gap."""
 
     def rescan(self) -> None:
@@ -132,7 +142,7 @@ class CopySender(RunSender):
         return {name: record for name, record in found.items() if record is not None}
 
 
-class SpoolSender(RunSender):
+class SpoolSender(SyncSender):
     """Sends what nodes drain into a spool, says that a run lives as long as its nodes say so, and hands the server's word to them.
 
     No lock is taken there: several may watch one spool, which the record ranges make harmless.

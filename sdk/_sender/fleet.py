@@ -14,13 +14,13 @@ from typing import Any
 
 from .. import _liveness, _place, _spool
 from . import keeping, limits
-from .elsewhere import LOOK_EVERY_SECONDS, CopySender, SpoolSender
+from .elsewhere import LOOK_EVERY_SECONDS, CopySender, SpoolSender, SyncSender
 from .process import run_folders
-from .run import RunSender
 
 AT_ONCE = 8
 IDLE_ROUNDS = 3  # rounds in which a run that may still grow had nothing left
 TURN_SECONDS = 1.0  # so long one run is served before the others have their turn
+SPOOL_SILENT_SECONDS = 30.0  # a node that said nothing for so long is told as silent by `encore status`
 AGAIN_SECONDS = 10.0  # a finished run is looked at for new writers so often
 SWEEP_SECONDS = 600.0
 PROGRESS_SECONDS = 10.0
@@ -30,17 +30,23 @@ _REFUSED = re.compile(r"\((400|401|403|404|409|410|422) [a-z_]+\)$")  # an answe
 class Item:
     """One run on its way."""
 
-    def __init__(self, folder: Path, sender: RunSender) -> None:
+    def __init__(self, folder: Path, sender: SyncSender) -> None:
         self.folder, self.sender = folder, sender
         self.due, self.idle = 0.0, 0
         self.future: Future[None] | None = None
+        self.blobs = 0  # of it in the store
         self.over = False  # nothing more to do for it now
         self.writers: set[str] = set()
         self.said: str | None = None
 
     @property
     def whole(self) -> bool:
-        return self.sender.delivered and not any(box.deleted for box in self.sender.outboxes.values()) and not self.torn
+        refused = self.sender.blobs is not None and self.sender.blobs.refused
+        return self.sender.delivered and not any(box.deleted for box in self.sender.outboxes.values()) and not self.torn and not refused
+
+    @property
+    def error(self) -> str | None:
+        return self.sender.error or self.sender.blobs_error
 
     @property
     def torn(self) -> dict[str, int]:
@@ -59,8 +65,10 @@ class Item:
             )
         if deleted := next((box.deleted for box in self.sender.outboxes.values() if box.deleted), None):
             return f"refused ({deleted}); the journal is kept"
+        if self.sender.delivered and self.sender.blobs is not None:
+            return f"{len(self.sender.blobs.refused)} files are refused: {next(iter(self.sender.blobs.refused.values()), None)}"
         left = f"{self.sender.unsent} records and {self.sender.blobs_waiting()} files are not sent"
-        return f"{left}: {self.sender.error}" if self.sender.error else left
+        return f"{left}: {self.error}" if self.error else left
 
     def close(self) -> None:
         for transport in (self.sender.transport, self.sender.blobs.transport if self.sender.blobs else None):
@@ -86,7 +94,8 @@ class Fleet:
         self.items: dict[Path, Item] = {}
         self.waiting: list[tuple[Path, str | None]] = []
         self.failed: str | None = None
-        self._last_good = time.monotonic()
+        self._failing_since: float | None = None
+        self._failing: str | None = None
         self._stopping = threading.Event()
         self._turned = threading.Event()
         self._began = time.monotonic()
@@ -108,7 +117,7 @@ class Fleet:
 
     def _open(self, folder: Path, only: str | None) -> Item:
         url, token = self.settings.url, self.settings.token
-        sender: RunSender
+        sender: SyncSender
         marks = _spool.marks(folder)
         if marks and any(mark.get("inode") == os.stat(folder).st_ino for mark in marks):
             sender = SpoolSender(folder, url, token, self.watch)
@@ -116,7 +125,7 @@ class Fleet:
             sender = CopySender(folder, url, token, liveness=False, trust_acks=False)
         else:
             # trust_acks: the folder may have been sent to another server before
-            sender = RunSender(folder, url, token, capture=self.capture, sample=self.capture, liveness=self.watch, trust_acks=False)
+            sender = SyncSender(folder, url, token, capture=self.capture, sample=self.capture, liveness=self.watch, trust_acks=False)
         if not sender.elect():  # a live sender is at work: ours only sends beside it, which the record ranges make harmless
             sender.capture = sender.sample = sender.liveness = False
         sender.only = only
@@ -182,8 +191,7 @@ class Fleet:
         until = time.monotonic() + TURN_SECONDS
         while True:
             moved = sender.step()
-            if sender.error is None:
-                self._last_good = time.monotonic()
+            self._note(item, moved)
             if not moved or time.monotonic() > until or self._stopping.is_set():
                 break
         item.idle = 0 if moved or not sender.delivered else item.idle + 1
@@ -198,6 +206,15 @@ class Fleet:
         if isinstance(sender, SpoolSender) and not moved:
             item.due = time.monotonic() + LOOK_EVERY_SECONDS
 
+    def _note(self, item: Item, moved: bool) -> None:
+        """Patience ends when errors come and nothing moves any more, in no run."""
+        blobs = len(item.sender.blobs.done) if item.sender.blobs is not None else 0
+        if moved or item.sender.delivered or blobs > item.blobs:
+            self._failing_since = None
+        elif item.error:
+            self._failing_since, self._failing = self._failing_since or time.monotonic(), item.error
+        item.blobs = blobs
+
     def _busy(self) -> bool:
         return any(item.future is not None for item in self.items.values())
 
@@ -210,11 +227,10 @@ class Fleet:
                 return True
         elif not self.watch and not self.waiting and all(item.over for item in items):
             return True
-        failing = next((item.sender.error for item in items if item.sender.error and not item.over), None)
-        if failing and self.patience is not None and now - self._last_good > self.patience:
-            self.failed = failing
+        if self._failing_since is not None and self.patience is not None and now - self._failing_since > self.patience:
+            self.failed = self._failing
             return True
-        return self._stopping.is_set() and all(item.sender.delivered or item.sender.error or item.torn for item in items)
+        return self._stopping.is_set() and all(item.sender.delivered or item.error or item.torn for item in items)
 
     # Words ----------------------------------------------------------------------------------------------------------------------
 
@@ -282,4 +298,4 @@ def _may_grow(item: Item) -> bool:
     return any(_liveness.alive(box.folder, box.about) is not False for box in item.sender.outboxes.values() if not box.ended)
 
 
-__all__ = ["AT_ONCE", "Fleet"]
+__all__ = ["AT_ONCE", "SPOOL_SILENT_SECONDS", "Fleet"]
