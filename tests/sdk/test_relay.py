@@ -118,18 +118,8 @@ def test_a_node_that_reaches_the_login_node_alone(shop: Shop, server: Server, ne
             stderr=subprocess.PIPE,
             text=True,
         )
-        unreachable = subprocess.run(
-            [
-                "ip",
-                "netns",
-                "exec",
-                name,
-                sys.executable,
-                "-c",
-                f"import socket; socket.create_connection(('127.0.0.1', {server.port}), 5)",
-            ],
-            capture_output=True,
-        )
+        knock = f"import socket; socket.create_connection(('127.0.0.1', {server.port}), 5)"
+        unreachable = subprocess.run(["ip", "netns", "exec", name, sys.executable, "-c", knock], capture_output=True)
         assert unreachable.returncode != 0
         assert until(lambda: len(steps(server)) > 50 and server.heartbeats and server.docs("recipe")), trainer.poll()
         server.stop = True
@@ -262,27 +252,8 @@ def test_a_node_that_breaks_off_leaves_nothing_half(relay: Running, server: Serv
 def test_the_trackers_certificate_is_checked(shop: Shop, server: Server) -> None:
     """TLS upstream: unknown certificates are refused with the reason, a known one is used."""
     key, certificate = shop.folder / "key.pem", shop.folder / "cert.pem"
-    subprocess.run(
-        [
-            *[
-                "openssl",
-                "req",
-                "-x509",
-                "-newkey",
-                "rsa:2048",
-                "-nodes",
-                "-days",
-                "2",
-                "-subj",
-                "/CN=localhost",
-                "-addext",
-                "subjectAltName=DNS:localhost",
-            ]
-        ]
-        + ["-keyout", str(key), "-out", str(certificate)],
-        check=True,
-        capture_output=True,
-    )
+    how = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
+    subprocess.run([*how.split(), "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     listener = context.wrap_socket(socket.create_server(("127.0.0.1", 0)), server_side=True)
