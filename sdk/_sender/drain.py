@@ -16,7 +16,7 @@ from typing import Any
 from .. import _spool
 from .._journal import write_json
 from .._reader import read_json
-from . import limits
+from . import keeping, limits
 
 HURRY_SECONDS = 0.5  # after a SIGTERM
 STOP_SECONDS = 300.0  # that long after a SIGTERM trainers are still followed: schedulers give them time for a checkpoint
@@ -186,12 +186,12 @@ class Drain:
 
 
 def adopt(root: Path, own: Path, stopping: threading.Event) -> None:
-    """What a death left on this node goes into its spool; what has been there for an hour goes from here."""
+    """What a death left on this node goes into its spool. What has been there for an hour, or with the server for a day, goes from here."""
     from .process import run_folders
     from .run import RunSender
 
     for folder in run_folders(root):
-        if folder == own or stopping.is_set() or sweep(folder):
+        if folder == own or stopping.is_set() or sweep(folder) or keeping.sweep(folder):
             continue
         if not any((read_json(path) or {}).get("spool") for path in folder.glob("*/writer.json")) or _all_there(folder):
             continue

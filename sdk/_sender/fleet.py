@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from .. import _liveness, _place, _spool
+from .._reader import Reader
 from . import keeping, limits
-from .elsewhere import LOOK_EVERY_SECONDS, CopySender, SpoolSender, SyncSender
+from .elsewhere import LOOK_EVERY_SECONDS, CopyReader, CopySender, SpoolSender, SyncSender
 from .process import run_folders
 
 AT_ONCE = 8
+STUCK_ROUNDS = 40
 IDLE_ROUNDS = 3  # rounds in which a run that may still grow had nothing left
 TURN_SECONDS = 1.0  # so long one run is served before the others have their turn
 SPOOL_SILENT_SECONDS = 30.0  # a node that said nothing for so long is told as silent by `encore status`
@@ -32,7 +34,7 @@ class Item:
 
     def __init__(self, folder: Path, sender: SyncSender) -> None:
         self.folder, self.sender = folder, sender
-        self.due, self.idle = 0.0, 0
+        self.due, self.idle, self.stuck = 0.0, 0, 0
         self.future: Future[None] | None = None
         self.blobs = 0  # of it in the store
         self.over = False  # nothing more to do for it now
@@ -195,8 +197,14 @@ class Fleet:
             if not moved or time.monotonic() > until or self._stopping.is_set():
                 break
         item.idle = 0 if moved or not sender.delivered else item.idle + 1
+        uploading = sender._uploads is not None and sender._uploads.is_alive()
+        item.stuck = 0 if moved or sender.delivered or item.error or uploading else item.stuck + 1
+        if not self.watch and (item.idle or item.stuck >= IDLE_ROUNDS) and self._settle(item):
+            item.idle = item.stuck = 0
+            return
         refused = not self.watch and sender.error is not None and bool(_REFUSED.search(sender.error))
-        if sender.done or refused or item.torn or (not self.watch and item.idle >= (IDLE_ROUNDS if _may_grow(item) else 1)):
+        quiet = item.idle >= (IDLE_ROUNDS if _may_grow(item) else 1) or item.stuck >= STUCK_ROUNDS
+        if sender.done or refused or item.torn or (quiet and not self.watch):
             item.over, item.writers = True, set(sender.outboxes)
             if item.whole:
                 keeping.note_delivered(sender)
@@ -205,6 +213,22 @@ class Fleet:
         item.due = 0.0 if moved else time.monotonic() + limits.TICK_SECONDS
         if isinstance(sender, SpoolSender) and not moved:
             item.due = time.monotonic() + LOOK_EVERY_SECONDS
+
+    def _settle(self, item: Item) -> bool:
+        """What can be read no further, though more lies behind: nobody goes on writing it, so look there. True if that opens a way."""
+        found = False
+        for box in item.sender.outboxes.values():
+            if box.dead or box.deleted or box.finish is not None or _liveness.alive(box.folder, box.about) is True:
+                continue
+            behind = Reader(box.folder)
+            behind.seek(box.reader.next)
+            if behind.read(settled=True) is None:
+                continue
+            if isinstance(box.reader, CopyReader):
+                box.reader.torn_at = box.reader.next
+            else:
+                box.dead = found = True
+        return found
 
     def _note(self, item: Item, moved: bool) -> None:
         """Patience ends when errors come and nothing moves any more, in no run."""

@@ -11,12 +11,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .. import _liveness
+from .. import _liveness, _place, _process, _spool
 from .._journal import write_json
 from .._reader import read_json
 from . import at_work, limits
 from .outbox import Outbox
 
+DRAINING_SECONDS = 3600.0  # a node that drained so lately may do so again; clocks of nodes differ by less
 DELIVERED = "delivered.json"  # left by `encore sync` when it has brought all that was there: writer -> records, blobs
 
 
@@ -54,8 +55,7 @@ def unconfirmed(folder: Path, boxes: list[Outbox] | None = None) -> list[str]:
     sent |= set(told.get("blobs") or ())
     if at_work(folder):
         reasons.append("a sender is at work on it")
-    if any(_liveness.alive(box.folder, box.about) is True for box in boxes if not box.ended):
-        reasons.append("its program is running")
+    reasons += _perhaps_alive(folder, [box for box in boxes if not box.ended])
     left = sum(max(0, box.eyes.next - max(box.next, int((told.get("writers") or {}).get(box.id) or 0))) for box in boxes)
     files = len({path.name for box in boxes for path in _blobs(box.folder)} - sent)
     if left or files:
@@ -65,6 +65,20 @@ def unconfirmed(folder: Path, boxes: list[Outbox] | None = None) -> list[str]:
     if any((box.folder / "refused.jsonl").exists() for box in boxes):
         reasons.append("the server refused some of it, which is nowhere else")
     return reasons
+
+
+def _perhaps_alive(folder: Path, boxes: list[Outbox]) -> list[str]:
+    """Of writers that did not say their last word."""
+    if any(_liveness.alive(box.folder, box.about) is True for box in boxes):
+        return ["its program is running"]
+    marks = _spool.marks(folder)
+    if boxes and marks:
+        newest = max(float(mark.get("time_us") or 0) / 1e6 for mark in marks)
+        return ["a node drains into it"] if time.time() - newest < DRAINING_SECONDS else []
+    hosts = {str(box.about.get("host")) for box in boxes} - {_process.host()}
+    if hosts and not _place.is_copy(folder):
+        return [f"its program may still be running on {', '.join(sorted(hosts))}"]
+    return []
 
 
 def look(folder: Path) -> list[Outbox]:
