@@ -212,7 +212,7 @@ def test_an_answer_to_an_earlier_start_stops_no_later_one(site: Site, server: Se
     run = site.spool / ("a" * 26)
     run.mkdir(parents=True)
     _spool.put_answer(run, {"stop": True})
-    trainer = site.node(TRAIN, "400", "0.01", wrap=(), ENCORE_RUN_ID="a" * 26, ENCORE_URL="http://127.0.0.1:9")
+    trainer = site.node(TRAIN, "100000", "0.01", wrap=(), ENCORE_RUN_ID="a" * 26, ENCORE_URL="http://127.0.0.1:9")
     assert until(lambda: site.drained() > 200)
     assert trainer.poll() is None
     _spool.put_answer(run, {"stop": True})
@@ -317,7 +317,7 @@ def test_the_spool_holds_whole_records_whenever_the_drain_dies(tmp_path: Path) -
     writer = journal(tmp_path / "hot")
     target = tmp_path / "spool" / writer.id
     step, mark = 0, None
-    for _ in range(40):
+    for _ in range(15):
         for _ in range(dice.randrange(1, 3000)):
             writer.log({f"k{i}": float(step) for i in range(10 + step % 3)}, step=step)
             step += 1

@@ -76,7 +76,7 @@ def test_a_hundred_runs_go_with_one_command(shop: Shop, server: Server) -> None:
     assert process.returncode == 1, err
     assert max(threads) > 4
     assert sum(steps(server, writer) == list(range(5)) for writer in writers) == 98
-    assert out.count("with the server") == 98
+    assert out.count("are with the server") == 98
     assert "98 of 100 runs" in out.splitlines()[-1]
     assert "2 are not whole" in out.splitlines()[-1]
     assert err.count("this project is not yours") == 2
@@ -177,9 +177,10 @@ def test_a_running_program_is_synced_beside_it_again_and_again(shop: Shop, serve
         done = shop.encore("sync", server=server)
         assert done.returncode == 0, done.stderr
         assert [step for step, _ in server.points("k0")] == list(range(100 * (i + 1)))
-        status = json.loads(shop.encore("status", "--json").stdout)["results"]
-        assert [each["alive"] for each in status] == [1]
-        assert not json.loads(shop.encore("status", "--clean", "--json").stdout)["removed"]
+        if i == 1:
+            status = json.loads(shop.encore("status", "--json").stdout)["results"]
+            assert [each["alive"] for each in status] == [1]
+            assert not json.loads(shop.encore("status", "--clean", "--json").stdout)["removed"]
         trainer.stdin.write("\n")
         trainer.stdin.flush()
     trainer.wait(timeout=60)
