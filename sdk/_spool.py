@@ -20,8 +20,9 @@ from zlib import crc32
 
 from . import _process
 from ._journal import write_json
-from ._reader import read_json
+from ._reader import first_record, read_json
 from ._records import MAGIC, MAX_RECORD_BYTES, RECORD_BYTES, SEGMENT_BYTES, SEGMENT_HEADER, SEGMENT_MAGIC, segment_name
+from .errors import FormatError
 
 MARK = "drained-"
 ANSWER = "answer.json"
@@ -75,7 +76,7 @@ class WriterCopy:
         """Appends what is new; True if anything was. settled: the writer has ended, so what cannot be read goes along as it is."""
         numbers = sorted(int(name[:-4]) for name in os.listdir(self.source) if name.endswith(".seg") and name[:-4].isdigit())
         if self.segment < 0 and acknowledged:  # what the server already has stays out
-            while len(numbers) > 1 and _first_record(self.source / segment_name(numbers[1])) <= acknowledged:
+            while len(numbers) > 1 and _first(self.source / segment_name(numbers[1])) <= acknowledged:
                 numbers.pop(0)
         moved = False
         for number in numbers:
@@ -232,10 +233,13 @@ def put_file(source: Path, target: Path, between: Callable[[], None] = lambda: N
         raise
 
 
-def _first_record(segment: Path) -> int:
-    with open(segment, "rb") as file:
-        head = file.read(SEGMENT_HEADER.size)
-    return int(SEGMENT_HEADER.unpack(head)[4]) if len(head) == SEGMENT_HEADER.size else 1 << 62
+def _first(segment: Path) -> int:
+    """Of its first record, as the records say; far ahead if that cannot be told, so that nothing is left out."""
+    try:
+        found = first_record(segment)
+    except (OSError, FormatError):
+        found = None
+    return 1 << 62 if found is None else found
 
 
 # The other side ---------------------------------------------------------------------------------------------------------------------

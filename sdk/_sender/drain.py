@@ -205,6 +205,7 @@ def adopt(root: Path, own: Path, stopping: threading.Event) -> None:
                 sender.step()
                 drain.look(sender)
                 if sender.done and drain.whole:
+                    sender.tell_end()
                     break
                 time.sleep(limits.TICK_SECONDS)
         except Exception as error:  # one broken folder does not keep the others

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .. import _spool
-from .._reader import Chunk, Reader, _Segment
+from .._reader import Chunk, Reader, _Segment, read_json
 from .._records import SEGMENT_HEADER
+from ..errors import FormatError
+from .outbox import Outbox
 from .run import RunSender
 
 LOOK_EVERY_SECONDS = 1.0
@@ -18,31 +21,22 @@ LOOK_EVERY_SECONDS = 1.0
 class _Read(_Segment):
     """A segment that was read, not mapped: a map of a file that another machine removes is a SIGBUS."""
 
-    def __init__(self, path: Path, kept: bytes = b"") -> None:
-        self.path, self.number = path, int(path.stem)
-        with open(path, "rb", buffering=0) as file:
+    def __init__(self, path: Path, about: Mapping[str, Any], kept: bytes = b"") -> None:
+        self._kept = kept
+        super().__init__(path, about)
+
+    def _bytes(self) -> bytes:
+        data = bytearray(self._kept)
+        with open(self.path, "rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
-            data = bytearray(kept)
             while len(data) < size:
                 piece = os.pread(file.fileno(), size - len(data), len(data))
                 if not piece:
                     break
                 data += piece
-        self._fill(bytes(data))
-
-    def _fill(self, data: bytes) -> None:
-        from .._ids import id_from_bytes
-        from ..errors import FormatError
-
         if len(data) < SEGMENT_HEADER.size:
             raise FileNotFoundError(f"{self.path} has no header yet")  # it comes with the next look
-        self.map: Any = data
-        self.size, self.view = len(data), memoryview(data)
-        magic, self.header, _, _, self.first, writer, self.anchor_wall_us, self.anchor_mono_ns = SEGMENT_HEADER.unpack_from(data)
-        if magic != b"ENCOREJ1":
-            newer = magic[:7] == b"ENCOREJ"
-            raise FormatError(f"{self.path.name} is a journal newer than this SDK" if newer else f"{self.path.name} has no header")
-        self.writer = id_from_bytes(writer)
+        return bytes(data)
 
 
 class SpoolReader(Reader):
@@ -51,15 +45,15 @@ class SpoolReader(Reader):
     _looked = 0.0
 
     def _open(self, path: Path) -> _Segment | None:
-        from ..errors import FormatError
-
+        if self._about is None:
+            self._about = read_json(self.folder / "writer.json")
         try:
-            return _Read(path)
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, FormatError) as error:
-            if isinstance(error, FormatError) and "newer" in str(error):
+            return _Read(path, self._about or {})
+        except FormatError as error:
+            if "newer" in str(error):
                 raise
+            return None
+        except OSError:
             return None
 
     def _grow(self) -> bool:
@@ -68,12 +62,12 @@ class SpoolReader(Reader):
         if segment is None:
             return False
         try:
-            fresh = _Read(segment.path, segment.map[: self._position])
-        except (OSError, ValueError):
+            fresh = _Read(segment.path, self._about or {}, segment.map[: self._position])
+        except (OSError, FormatError):
             return False
         if fresh.size == segment.size and fresh.map == segment.map:
             return False
-        self._segment = fresh
+        self._segment, self._dead_end = fresh, None
         return True
 
     def waiting(self) -> bool:
@@ -84,6 +78,10 @@ class SpoolReader(Reader):
             return False
         self._looked = now
         return self._grow() and super().waiting()
+
+    def read(self, limit: int = 3 << 20, settled: bool = False, records: int = 1 << 40, docs_only: bool = False) -> Chunk | None:
+        self._grow()  # what another reader of the same file has seen is seen here too, else it would be taken for lost
+        return super().read(limit, settled, records, docs_only)
 
     def _following(self) -> _Segment | None:
         found = super()._following()
@@ -116,6 +114,18 @@ class CopyReader(Reader):
         return super().read(limit, settled, torn - began, docs_only)
 
 
+class CopyOutbox(Outbox):
+    """Of a copied folder: what cannot be read here is no hole."""
+
+    def __init__(self, folder: Path, about: dict[str, Any], trust_acks: bool) -> None:
+        super().__init__(folder, about, trust_acks)
+        self.reader = CopyReader(folder)
+
+    @property
+    def lost_tail(self) -> tuple[int, int] | None:
+        return None
+
+
 class SyncSender(RunSender):
     """As `encore sync` needs it: it remembers why files did not go."""
 
@@ -133,7 +143,7 @@ class CopySender(SyncSender):
         before = set(self.outboxes)
         super().rescan()
         for name in set(self.outboxes) - before:
-            self.outboxes[name].reader = CopyReader(self.folder / name)
+            self.outboxes[name] = CopyOutbox(self.folder / name, self.outboxes[name].about, self.trust_acks)
 
     @property
     def torn(self) -> dict[str, int]:

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class Item:
     def __init__(self, folder: Path, sender: SyncSender) -> None:
         self.folder, self.sender = folder, sender
         self.due, self.idle, self.stuck = 0.0, 0, 0
-        self.future: Future[None] | None = None
+        self.served = False  # a thread of the pool has it
         self.blobs = 0  # of it in the store
         self.over = False  # nothing more to do for it now
         self.writers: set[str] = set()
@@ -162,8 +162,9 @@ class Fleet:
             except OSError as error:
                 print(f"encore sync: {folder}: {error}", file=sys.stderr)
         for item in self.items.values():
-            if item.future is None and now >= item.due and (not item.over or self.watch):
-                item.future = pool.submit(self._turn, item)
+            if not item.served and now >= item.due and (not item.over or self.watch):
+                item.served = True  # before it is handed over: a quick turn is done before submit returns
+                pool.submit(self._turn, item)
         self._words(now)
         if self.watch and now >= self._next_sweep:
             self._next_sweep = now + SWEEP_SECONDS
@@ -179,7 +180,7 @@ class Fleet:
             item.due = time.monotonic() + limits.LONGEST_WAIT_SECONDS
             item.over = not self.watch
         finally:
-            item.future = None
+            item.served = False
             self._turned.set()
 
     def _serve(self, item: Item) -> None:
@@ -240,7 +241,7 @@ class Fleet:
         item.blobs = blobs
 
     def _busy(self) -> bool:
-        return any(item.future is not None for item in self.items.values())
+        return any(item.served for item in self.items.values())
 
     def _over(self, now: float) -> bool:
         if self._busy():
@@ -305,7 +306,7 @@ class Fleet:
 
     def _sweep(self) -> None:
         for folder, item in list(self.items.items()):
-            if item.over and item.future is None and item.whole and not item.sender.only and self._swept(item):
+            if item.over and not item.served and item.whole and not item.sender.only and self._swept(item):
                 del self.items[folder]
 
     def _swept(self, item: Item) -> bool:

@@ -148,7 +148,7 @@ def test_two_machines_sync_their_copies_at_once(shop: Shop, server: Server) -> N
     server.faults.append(lose)
     running = [start_sync(shop, server, str(folder)) for folder in (shop.folder / "one", shop.folder / "two", shop.journal)]
     for process in running:
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=60)
         assert process.returncode == 0, err
     for writer in writers:
         assert steps(server, writer) == list(range(1500))
