@@ -114,6 +114,8 @@ class WriterCopy:
                     done = os.pwrite(fd, view, self.bytes)
                     self.bytes, view, begun = self.bytes + done, view[done:], True
                 self.next = following if following is not None else self.next
+                if not closed and not any(data[size + 4 : size + 8]) and size + 8 <= len(data):
+                    break  # zeros: not written yet
                 look = SEGMENT_BYTES // 4
             if begun:
                 os.fsync(fd)

@@ -279,7 +279,7 @@ def test_64_ranks_of_a_node_have_one_sender(site: Site, server: Server) -> None:
     _, err = trainer.communicate()
     assert trainer.returncode == 0, err
     assert len(senders) == 1
-    assert most < 150 << 10, f"{most} KiB"
+    assert most < 80 << 10, f"{most} KiB"
     assert len({writer.parent for writer in site.shop.writers()}) == 1
     done = site.sync()
     assert done.returncode == 0, done.stderr
