@@ -1,6 +1,6 @@
 from django.urls import path, re_path
 
-from tracker.api import accounts, blobs, errors, ingest_writers, jobs, projects, reproductions, run_parts, runs, schema
+from tracker.api import accounts, blobs, errors, export, ingest_writers, jobs, projects, ranks, reproductions, run_parts, runs, schema
 from tracker.api.ingest_batches import batches
 from tracker.api.series import series
 
@@ -15,6 +15,8 @@ urlpatterns = [
     path("runs", runs.Runs.as_view()),
     path("runs/<str:id>", runs.Run.as_view()),
     path("runs/<str:id>/stop", runs.Stop.as_view()),
+    path("runs/<str:id>/ranks", ranks.Ranks.as_view()),
+    path("runs/<str:id>/stacks", ranks.Stacks.as_view()),
     path("runs/<str:id>/keys", runs.Keys.as_view()),
     path("runs/<str:id>/history", runs.History.as_view()),
     path("runs/<str:id>/logs", run_parts.Logs.as_view()),
@@ -24,8 +26,11 @@ urlpatterns = [
     path("runs/<str:id>/files", run_parts.Files.as_view()),
     path("runs/<str:id>/files/content", run_parts.FileContent.as_view()),
     path("runs/<str:id>/bundle", run_parts.Bundle.as_view()),
+    path("runs/<str:id>/media", export.Media.as_view()),
     path("runs/<str:id>/reproductions", reproductions.OfRun.as_view()),
     path("series", series),
+    path("export/runs", export.all_runs),
+    path("export/history", export.history),
     path("blobs/<str:digest>", blobs.get),
     path("reproductions", reproductions.Reproductions.as_view()),
     path("reproductions/<str:id>", reproductions.Reproduction.as_view()),
