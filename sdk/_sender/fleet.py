@@ -26,6 +26,7 @@ SPOOL_SILENT_SECONDS = 30.0  # a node that said nothing for so long is told as s
 AGAIN_SECONDS = 10.0  # a finished run is looked at for new writers so often
 SWEEP_SECONDS = 600.0
 PROGRESS_SECONDS = 10.0
+NOTE_SECONDS = 30.0
 _REFUSED = re.compile(r"\((400|401|403|404|409|410|422) [a-z_]+\)$")  # an answer that waiting does not change
 
 
@@ -38,6 +39,7 @@ class Item:
         self.served = False  # a thread of the pool has it
         self.blobs = 0  # of it in the store
         self.over = False  # nothing more to do for it now
+        self.noted = 0.0
         self.writers: set[str] = set()
         self.said: str | None = None
 
@@ -212,6 +214,9 @@ class Fleet:
             self._tell(item)
             item.close()
         item.due = 0.0 if moved else time.monotonic() + limits.TICK_SECONDS
+        if isinstance(sender, SpoolSender) and item.whole and time.monotonic() - item.noted > NOTE_SECONDS:
+            item.noted = time.monotonic()
+            keeping.note_delivered(sender)  # for `encore status`, while the run goes on
         if isinstance(sender, SpoolSender) and not moved:
             item.due = time.monotonic() + LOOK_EVERY_SECONDS
 
