@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .. import _liveness, _process
+from .. import _liveness, _ordinals, _process
 from .._reader import read_json
 from . import STATUS, limits
 from .run import RunSender
@@ -20,6 +20,7 @@ ADOPTED_ROUNDS = 16  # quiet rounds before an adopted run is left alone: a vanis
 
 def adopt(root: Path, own: Path, url: str, token: str | None, stopping: Callable[[], bool]) -> None:
     """Delivers the other runs below a journal root that nobody sends; removes those delivered a day ago. Never raises."""
+    _ordinals.clean(root)
     for folder in run_folders(root):
         if stopping():
             return

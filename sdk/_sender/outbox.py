@@ -38,6 +38,8 @@ class Outbox:
         self.id, self.run, self.kind = str(about["writer"]), str(about["run"]["id"]), str(about.get("kind", "trainer"))
         self.attempt = 1  # the k-th start of its rank on this host
         self.child = bool(about.get("parent"))
+        self.told = about  # what the server gets as writer.json (held.py)
+        self.join: dict[str, Any] | None = None  # the document that names the launch's run
         ack = read_json(folder / "ack.json") or {}
         self.next = int(ack.get("next") or 0) if trust_acks else 0
         self.sealed, self.gone_told = bool(ack.get("sealed")) and trust_acks, bool(ack.get("gone"))
@@ -77,6 +79,8 @@ class Outbox:
             self._stalled = None
             for number, _, _, doc in chunk.docs:
                 docs.append(doc)
+                if doc.get("type") == "join":
+                    self.join = doc
                 if doc.get("type") == "event" and doc.get("name") == "finish":
                     self.finish, self.finish_record = dict(doc.get("data") or {}), number
                     if self.next > number and not self.sealed and self.opened:  # it was sent before it was seen here
@@ -137,7 +141,7 @@ class Outbox:
     # Sending --------------------------------------------------------------------------------------------------------------------
 
     def open(self, transport: Transport) -> dict[str, Any]:
-        answer = transport.call("POST", "ingest/writers", self.about)
+        answer = transport.call("POST", "ingest/writers", self.told)
         self.opened = True
         self._go_to(int(answer.get("next") or 0))
         return answer
