@@ -57,7 +57,7 @@ class Durable:
         for name in ONCE:
             if name in names:
                 self._once(folder / name)
-        lasting = frozenset(name for name in names if not name.startswith("."))
+        lasting = frozenset(name for name in names if not name.startswith((".", "next")))  # "next…": made ready, not yet in use
         # Last: a name may stand on the disk only when what it names does.
         if (self._names.get(folder.name) != lasting or at_end) and self._sync(folder):
             self._names[folder.name] = lasting
