@@ -45,6 +45,7 @@ class Outbox:
         self.sealed, self.gone_told = bool(ack.get("sealed")) and trust_acks, bool(ack.get("gone"))
         self.deleted: str | None = None
         self.broken: str | None = None  # why it cannot be read
+        self.rested = False
         self.opened = False
         self._stalled: tuple[tuple[int, bool], float] | None = None  # bytes that do not become a record, and since when
         self.finish: dict[str, Any] | None = None
@@ -66,6 +67,7 @@ class Outbox:
     def look(self) -> list[dict[str, Any]]:
         """New documents of the journal, whether sent or not."""
         docs = []
+        before = self.eyes.next
         while self.eyes.waiting() or self.dead:
             chunk = self.eyes.read(settled=self.dead, docs_only=True)
             if chunk is None:
@@ -84,11 +86,22 @@ class Outbox:
                     if self.next > number and not self.sealed and self.opened:  # it was sent before it was seen here
                         self.sealed = True
                         self._write_ack()
+        if self.eyes.next != before or self.dead:
+            self.eyes.relax()
         return docs
+
+    def rest(self) -> None:
+        """Nothing of it will ever change again: no more looks at it, and no memory for it. A node has hundreds of such in a long run."""
+        if not self.rested and (self.sealed or self.gone_told or self.deleted is not None) and self.delivered:
+            self.rested = True
+            self.reader.close()
+            self.eyes.close()
 
     @property
     def seen_all(self) -> bool:
         """Nothing readable is left: what still lies there is the torn record of a process that died in it, and stays so."""
+        if self.rested:
+            return True
         if not self.eyes.waiting():
             return True
         return self._stalled is not None and (self.dead or time.monotonic() - self._stalled[1] > limits.TORN_SECONDS)
@@ -175,6 +188,7 @@ class Outbox:
             self.sealed = True
         self._write_ack()
         self._unlink()
+        self.reader.relax()
 
     def _go_to(self, record: int) -> None:
         self.next = record

@@ -59,6 +59,7 @@ class RunSender:
         self.run_url: str | None = None
         self.stop_told = False
         self.only: str | None = None  # of one writer alone
+        self.drain: Any = None  # into a spool, where there is one
         self.durable = Durable(folder, lambda: self.blobs.done if self.blobs is not None else ())
         self.failing_since: float | None = None  # nothing has been taken since
         self.taken_at = 0.0  # when the server last took something
@@ -112,6 +113,8 @@ class RunSender:
         """One round; True if there is more to do right now."""
         self.rescan()
         self._look()
+        if self.drain is not None:
+            self.drain.look(self)
         if self.node is not None:
             self.node.step(self.trainers)
         self._tell()  # also before a call that may take half a minute
@@ -190,13 +193,15 @@ class RunSender:
         """Documents that concern this host, and processes that are gone."""
         now = time.monotonic()
         for box in self.outboxes.values():
-            if (box.sealed and box.eyes.next >= box.next > 0) or box.broken:
+            if (box.sealed and box.eyes.next >= box.next > 0) or box.broken or box.rested:
+                box.rest()
                 continue
             for doc in self._seen(box):
                 if doc.get("type") == "opened" and self._lock is not None and self.only is None:
                     self.followers.opened(box, doc)
                 if doc.get("type") == "opened" and self.node is not None:
                     self.node.opened(doc)
+            box.rest()
         if not self.liveness or now < self._next_look:
             return
         self._next_look = now + limits.LOOK_SECONDS
@@ -222,6 +227,7 @@ class RunSender:
                 watch = self._memory.get(box.id)
                 node.gone(box, watch.killed() if watch is not None else None)
                 box.told_gone()
+                self._memory.pop(box.id, None)
 
     def _seen(self, box: Outbox) -> list[dict[str, Any]]:
         try:
@@ -268,7 +274,7 @@ class RunSender:
         busy = False
         boxes = sorted(self.outboxes.values(), key=lambda box: (box.kind == "node", box.about.get("started_us") or 0))
         for box in boxes:
-            if box.deleted or box.broken or (box.sealed and box.delivered) or time.monotonic() < box.wait_until:
+            if box.rested or box.deleted or box.broken or (box.sealed and box.delivered) or time.monotonic() < box.wait_until:
                 continue
             if box.kind == "node" and not box.opened and not _attempt_is_open(boxes):
                 continue

@@ -106,13 +106,19 @@ def _whole(batch: _Batch, doc) -> dict:
 def _config(batch: _Batch, entry: dict, doc: dict) -> None:
     found = storable.value(_object(doc["value"]))
     run = batch.run
-    if batch.writer.rank == 0:
+    if batch.writer.rank == 0 and not _is_overtaken(batch):
         run.config = {**run.config, **found} if doc.get("update") else found
     else:
-        # Every rank of a launch sends its config; rank 0's word stands, the others only add what it did not say.
+        # Every rank of a launch sends its config; rank 0's word stands, the others only add what it did not say. So does an earlier
+        # attempt whose journal comes late: it lies under what later ones said.
         run.config = {**found, **run.config}
     batch.fields.add("config")
     batch.config = True
+
+
+def _is_overtaken(batch: _Batch) -> bool:
+    """Whether a later attempt has begun."""
+    return Attempt.objects.filter(run=batch.run, number__gt=batch.writer.attempt.number).exists()
 
 
 def _summary(batch: _Batch, entry: dict, doc: dict) -> None:

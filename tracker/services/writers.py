@@ -12,7 +12,7 @@ from tracker.domain.errors import Conflict, Forbidden, Invalid, NotFound, RunDel
 from tracker.domain.lifecycle import RunState
 from tracker.models import Attempt, Reproduction, Run, Token, User, Writer
 from tracker.models.project import Role
-from tracker.services import asks, attempts, documents, liveness, projects, values
+from tracker.services import asks, attempts, documents, lineage, liveness, projects, values
 
 KINDS = set(Writer.Kind.values)
 
@@ -40,6 +40,7 @@ def open_writer(*, user: User, token: Token | None, doc: dict) -> Opened:
             raise Conflict("This writer id is open in another run.", code="writer_taken")
         if writer is None:
             writer = _new_writer(run, told)
+            lineage.opened(run, writer, told["run"])
     return Opened(run=run, writer=writer, stop=stops(run))
 
 
