@@ -239,8 +239,7 @@ def test_what_means_nothing_is_refused(arguments: dict, word: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        ('resume="must"', "needs the run's id"),
-        ("rewind_to=3", "needs the run's id"),
+        ("rewind_to=3", "needs to know which run"),
         (f'id="{RUN}", fork_from=("{RUN}", 3)', "names the run itself"),
     ],
 )

@@ -15,7 +15,7 @@ from django.utils import timezone
 from tracker.domain import recipes, storable
 from tracker.domain.lifecycle import RunState
 from tracker.models import Attempt, Event, KeyDefinition, LogChunk, Media, Run, Writer
-from tracker.services import asks, liveness, ranks, values
+from tracker.services import asks, attempts, liveness, ranks, values
 
 NO_STEP = -(2**63)
 DEFINE_FIELDS = ("goal", "x", "kind", "reduce", "over", "same", "result")
@@ -81,6 +81,8 @@ def _write(batch: _Batch) -> None:
     Media.objects.bulk_create(batch.media, batch_size=100)
     if batch.ended:
         liveness.settle(batch.run)
+        if (batch.writer.finish or {}).get("state") == RunState.PREEMPTED.value:
+            attempts.give_reasons(batch.run)  # the next start may be known already
 
 
 def _whole(batch: _Batch, doc) -> dict:
