@@ -19,8 +19,6 @@ from .errors import UsageError
 
 if TYPE_CHECKING:
     from ._journal import Writer
-    from ._launch import Launch
-    from ._settings import Settings
 
 RESUME = ("allow", "must", "never", "auto")
 GOES_ON = ("allow", "must", "auto")
@@ -70,11 +68,10 @@ def _fork(given: Any) -> dict[str, Any] | None:
     return {"run": derived_id("named", name), "step": step, "given": name[:250]}
 
 
-def check_id(about: Mapping[str, Any], arguments: Mapping[str, Any], settings: Settings, launch: Launch) -> None:
-    """What can be told once the run's id is known. UsageError."""
-    named = arguments.get("id") or settings.run_id or about["resume"] or arguments.get("checkpoint_dir") or launch.kind != "python"
-    if about["rewind_to"] is not None and not named:
-        raise UsageError("rewind_to needs to know which run: pass id=… to init, or set ENCORE_RUN_ID")
+def check_id(about: Mapping[str, Any], is_named: bool) -> None:
+    """What can be told once the run's id is known; is_named: the run may be there already. UsageError."""
+    if about["rewind_to"] is not None and not is_named:
+        raise UsageError("rewind_to needs the run's id: pass id=… to init, or set ENCORE_RUN_ID")
     if about["fork_from"] is not None and about["fork_from"]["run"] == about["id"]:
         raise UsageError("fork_from names the run itself; to go back in a run, give id=… and rewind_to=…")
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
-from . import _capture, _console, _exit, _keeper, _launch, _names, _process, _sender, _settings, _stacks, _which
+from . import _capture, _console, _exit, _keeper, _launch, _names, _place, _process, _sender, _settings, _stacks, _which
 from ._config import Config, Summary
 from ._finish import wait_until_sent
 from ._journal import Writer
@@ -78,15 +77,19 @@ class Run:
     # Opening --------------------------------------------------------------------------------------------------------------------
 
     def _open_journal(self) -> Writer | None:
-        """The journal under its root, else under the system's temporary folder: a read-only HOME must not cost the points."""
-        for root in (self.settings.journal, _spare_root()):
+        """The journal in the best place that can be written: a read-only HOME must not cost the points."""
+        wanted = self.settings.journal
+        for place in _place.choose(self.settings):
+            self.settings = dataclasses.replace(self.settings, journal_mode=place.mode, spool=place.spool)
             try:
-                writer = Writer(root, self.about, self.settings, self._writer_facts())
+                place.ready()
+                writer = Writer(place.root, self.about, self.settings, self._writer_facts())
             except (OSError, ValueError) as error:
-                _settings_say(f"the journal cannot be written to {root}: {error}")
+                _settings_say(f"the journal cannot be written to {place.root}: {error}")
                 continue
-            if root != self.settings.journal:
-                _settings_say(f"the journal lies in {root} instead")
+            _place.note(writer.folder.parent, place)
+            if place.root != wanted and self.launch.local_rank == 0:
+                _settings_say(f"the journal lies in {place.root} instead{f' ({place.why})' if place.why else ''}")
             return writer
         _settings_say(
             "training goes on, but nothing of this run is kept: free some space or set ENCORE_JOURNAL to a folder that can be written"
@@ -108,6 +111,8 @@ class Run:
             "launch": launch.as_json(),
             "mode": self.settings.mode,
             "url": self.settings.url,
+            "journal_mode": self.settings.journal_mode,
+            "spool": str(self.settings.spool) if self.settings.spool else None,
             "sdk_version": _settings.VERSION,
             **({"tensorboard": True} if self.settings.tensorboard else {}),
         }
@@ -259,7 +264,9 @@ class Run:
             _forget(self)
         # A failed start of a launch whose run nobody knows yet is kept until the next one knows it: its launcher must not be delayed.
         kept = self._joiner is not None and self._joiner.waits and self.state != "finished"
-        if writer is not None and self.settings.mode == "online" and self._sender_started and not kept:
+        if writer is None or kept or not self._sender_started or (self.settings.spool is not None and _drained(self, writer)):
+            return
+        if self.settings.mode == "online":
             wait_until_sent(self, writer)
 
     def _last_words(self, writer: Writer, exit_code: int | None, given: Mapping[str, Any] | None) -> None:
@@ -406,12 +413,8 @@ def init(arguments: Mapping[str, Any], held: bool) -> Run:
     if arguments.get("mode") is not None:
         if arguments["mode"] not in _settings.MODES:
             raise UsageError(f"mode is one of {', '.join(_settings.MODES)}, not {arguments['mode']!r}")
-        import dataclasses
-
         settings = dataclasses.replace(settings, mode=arguments["mode"])
     if arguments.get("sync_tensorboard") is not None:
-        import dataclasses
-
         settings = dataclasses.replace(settings, tensorboard=bool(arguments["sync_tensorboard"]))
     for complaint in (*settings.complaints, *([settings.rerun_error] if settings.rerun_error else [])):
         _settings_say(complaint)
@@ -425,16 +428,11 @@ def init(arguments: Mapping[str, Any], held: bool) -> Run:
     launch = _launch.detect()
     project = text(str(arguments.get("project") or settings.project or _settings.default_project()))
     which = _which.which(arguments, settings, launch, project, _turns)
-    about = _about(arguments, settings, launch, which.id, project)
-    if any(about[name] is not None for name in _LINEAGE):
-        from ._resume import check_id
-
-        check_id(about, arguments, settings, launch)
-    run = Run(settings, launch, about, arguments.get("config"), held, which)
-    if run.writer is not None and (_goes_on(about) or about["fork_from"] is not None):
+    run = Run(settings, launch, _about(arguments, settings, launch, which, project), arguments.get("config"), held, which)
+    if run.writer is not None and (_goes_on(run.about) or run.about["fork_from"] is not None):
         from ._resume import go_on
 
-        go_on(run.writer, about)
+        go_on(run.writer, run.about)
     _turns += 1
     current = run
     _rebind_face(run)
@@ -446,24 +444,28 @@ def init(arguments: Mapping[str, Any], held: bool) -> Run:
     return run
 
 
-def _about(arguments: Mapping[str, Any], settings: _settings.Settings, launch: _launch.Launch, run_id: str, project: str) -> dict[str, Any]:
+def _about(
+    arguments: Mapping[str, Any], settings: _settings.Settings, launch: _launch.Launch, which: _which.Which, project: str
+) -> dict[str, Any]:
     """The `run` object of writer.json."""
     tags = arguments.get("tags")
     tags = [tags] if isinstance(tags, str) else list(tags) if tags is not None else list(settings.tags)
     words = {name: arguments.get(name) for name in ("job_type", "notes")}
+    lineage = {name: arguments.get(name) for name in ("resume", "fork_from", "rewind_to")}
+    if any(value is not None for value in lineage.values()):
+        from ._resume import check_id
+
+        check_id({"id": which.id, **lineage}, which.is_named)
     return {
-        "id": run_id,
+        "id": which.id,
         "project": project,
-        "name": _text_or_none(arguments.get("name") or settings.name) or _names.readable(run_id),
+        "name": _text_or_none(arguments.get("name") or settings.name) or _names.readable(which.id),
         "group": _text_or_none(arguments.get("group") or settings.group or launch.group),
         **{name: _text_or_none(value) for name, value in words.items()},
         "tags": [text(str(tag)) for tag in tags],
-        **{name: arguments.get(name) for name in _LINEAGE},
+        **lineage,
         "created_us": time.time_ns() // 1000,
     }
-
-
-_LINEAGE = ("resume", "fork_from", "rewind_to")
 
 
 def _goes_on(about: Mapping[str, Any]) -> bool:
@@ -482,6 +484,8 @@ def _greet(run: Run) -> None:
         _settings_say(f"run {run.id} is kept in {run.writer.folder.parent}; send it with: encore sync {run.writer.folder.parent}")
     elif run.settings.sender == "external":
         return
+    elif run.url is None and run.settings.spool is not None:
+        _settings_say(f"run {run.id} is drained into {run.settings.spool}; where there is a way to the server: encore sync --watch FOLDER")
     elif run.url is None:
         _settings_say(
             f"no server is known (encore login, or ENCORE_URL); run {run.id} is kept, send it with: encore sync {run.writer.folder.parent}"
@@ -536,16 +540,18 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+def _drained(run: Run, writer: Writer) -> bool:
+    from ._spool import wait_until_drained
+
+    return wait_until_drained(run, writer)
+
+
 def _no_keeper() -> None:
     """No sender of ours is to be kept at work."""
 
 
 def _nothing(data: Mapping[str, Any], step: int | None = None) -> None:
     """log() of a run that keeps nothing."""
-
-
-def _spare_root() -> Path:
-    return Path(tempfile.gettempdir()) / f"encore-{os.getuid() if hasattr(os, 'getuid') else 'sdk'}" / "sdk"
 
 
 def _settings_say(sentence: str) -> None:

@@ -27,6 +27,7 @@ class Which:
     joiner: Any = None  # of a launch over several nodes that has no name of its own (_join.Joiner)
     marker: Path | None = None  # to be written by rank 0
     own: str | None = None  # what the ranks of this launch would write if nobody had said anything else
+    is_named: bool = True  # somebody says which run, so it may be there already
 
 
 def which(arguments: Mapping[str, Any], settings: Settings, launch: _launch.Launch, project: str, turn: int) -> Which:
@@ -34,10 +35,9 @@ def which(arguments: Mapping[str, Any], settings: Settings, launch: _launch.Laun
     resume = arguments.get("resume")
     folder = _checkpoints(arguments, settings)
     marker = folder / MARKER if folder is not None else None
-    given = arguments.get("id") or _told(settings, launch)
-    if settings.rerun is not None:  # a run of its own, whatever id the script names
-        given = settings.rerun.get("run") or given
-    elif resume == "never" and given is not None:
+    # A rerun is a new run of its own, whatever id the script names.
+    given = (settings.rerun or {}).get("run") or arguments.get("id") or _told(settings, launch)
+    if resume == "never" and given is not None and settings.rerun is None:
         _say(f'resume="never" begins a new run: the id {given} is not used')
         given = None
     if given is not None:
@@ -53,8 +53,9 @@ def which(arguments: Mapping[str, Any], settings: Settings, launch: _launch.Laun
             if launch.rank == 0:
                 _say(f'resume="{resume}": {why}; this is a new run')
         marker = None if keep else marker
+    is_named = launch.kind != "python" or launch.joins is not None or resume == "auto"
     if settings.mode == "disabled" or (certain and not launch.is_spread):
-        return Which(own, marker=marker, own=own)
+        return Which(own, marker=marker, own=own, is_named=is_named)
     from ._join import Joiner
 
     joiner = Joiner(launch, own, turn, settings.journal)

@@ -59,6 +59,7 @@ class RunSender:
         self.run_url: str | None = None
         self.stop_told = False
         self.only: str | None = None  # of one writer alone
+        self.drain: Any = None  # into a spool, where there is one
         self.durable = Durable(folder, lambda: self.blobs.done if self.blobs is not None else ())
         self.failing_since: float | None = None  # nothing has been taken since
         self.taken_at = 0.0  # when the server last took something
@@ -112,6 +113,8 @@ class RunSender:
         """One round; True if there is more to do right now."""
         self.rescan()
         self._look()
+        if self.drain is not None:
+            self.drain.look(self)
         if self.node is not None:
             self.node.step(self.trainers)
         self._tell()  # also before a call that may take half a minute

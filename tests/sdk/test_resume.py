@@ -239,7 +239,7 @@ def test_what_means_nothing_is_refused(arguments: dict, word: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        ("rewind_to=3", "needs to know which run"),
+        ("rewind_to=3", "needs the run's id"),
         (f'id="{RUN}", fork_from=("{RUN}", 3)', "names the run itself"),
     ],
 )
