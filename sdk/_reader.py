@@ -7,6 +7,7 @@ tail that is not written yet is not a hole.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import mmap
 import os
@@ -192,6 +193,16 @@ class Reader:
             self.anchor_wall_us = segment.anchor_wall_us
             if len(self._names) > MAX_NAMES:  # each segment declares what it uses
                 self._names = {}
+
+    def relax(self) -> None:
+        """Let the pages of what was read go: they stay in the page cache, but no longer count as this process's memory."""
+        if self._segment is not None:
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                self._segment.map.madvise(mmap.MADV_DONTNEED)
+
+    def close(self) -> None:
+        """Let the segment go; whoever reads on finds it again."""
+        self._close()
 
     def _close(self) -> None:
         self._segment = None  # slices given out may still look at the map: it goes when they go

@@ -11,10 +11,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from . import _capture, _console, _exit, _keeper, _launch, _names, _place, _process, _sender, _settings, _stacks
+from . import _capture, _console, _exit, _keeper, _launch, _names, _place, _process, _sender, _settings, _stacks, _which
 from ._config import Config, Summary
 from ._finish import wait_until_sent
-from ._ids import derived_id, is_id
 from ._journal import Writer
 from ._plain import plain, text
 from .errors import UsageError
@@ -29,11 +28,20 @@ _turns = 0  # runs this process has begun
 class Run:
     """One training. `log` is the journal's own function, without a layer between."""
 
-    def __init__(self, settings: _settings.Settings, launch: _launch.Launch, about: dict[str, Any], config: Any, held: bool) -> None:
+    def __init__(
+        self,
+        settings: _settings.Settings,
+        launch: _launch.Launch,
+        about: dict[str, Any],
+        config: Any,
+        held: bool,
+        which: _which.Which | None = None,
+    ) -> None:
         self.settings, self.launch, self.about = settings, launch, about
         self.id: str = about["id"]
         self.project: str = about["project"]
         self.finished = False
+        self.state = "running"  # then how it ended
         self.coordinates: dict[str, int] = {}
         self.url: str | None = f"{settings.url}/runs/{self.id}" if settings.url and settings.mode == "online" else None
         self.writer: Writer | None = None
@@ -42,6 +50,8 @@ class Run:
         self._stop_console: Callable[[], None] | None = None
         self._panel: Any = None  # in a notebook
         self._sender_started = False
+        self._which = which or _which.Which(self.id)
+        self._joiner: Any = self._which.joiner
         self._matcher: Any = None
         self.adoptable = False  # begun by `encore run`: the program's own init may go on with it
         self._leave_sender: Callable[[], None] = _no_keeper
@@ -50,7 +60,7 @@ class Run:
             self.writer = self._open_journal()
         overrides = (settings.rerun or {}).get("config") or {}
         applied = lay_over(config, overrides) if held else set()
-        self.config = Config(config, overrides, self._emit)
+        self.config = Config(config, overrides, self._emit, over=_goes_on(about))
         self.config._read.update(applied)
         self.summary = Summary(self._emit)
         if self.writer is not None:
@@ -106,6 +116,8 @@ class Run:
             "sdk_version": _settings.VERSION,
             **({"tensorboard": True} if self.settings.tensorboard else {}),
         }
+        if self._joiner is not None and self._joiner.waits:
+            facts["provisional"] = {"starter": launch.starter}  # its sender waits for the launch's run (_join.py)
         # A forked child is no start of the rank: it is not counted as an attempt, and its end is not the run's.
         return facts if parent is None else {**facts, "kind": "node", "parent": parent}
 
@@ -117,6 +129,7 @@ class Run:
         note = os.environ.pop(NOTE_VARIABLE, None)
         writer.emit({"type": "event", "name": "start", "data": {"rank": self.rank, "world_size": self.launch.world_size}})
         for step in (
+            self._mark,
             self._begin_capture,
             lambda: self._bootstrapped(writer, note),
             lambda: self._where_metrics_come_from(note is not None),
@@ -145,6 +158,20 @@ class Run:
             file.write(f"{writer.folder}\n")
         # The program has no line of ours: whoever plays it again has to start it by `encore run` too.
         writer.emit({"type": "recipe", "section": "command", "value": {"bootstrap": "encore run"}, "merge": True})
+
+    def _mark(self, state: str = "running") -> None:
+        if self._joiner is not None and state == "running":
+            self._joiner.attach(self)
+        if self._which.marker is not None and self.rank == 0:
+            _which.mark(self._which.marker, self, state, self._which.own)
+
+    def joined(self, run_id: str) -> None:
+        """The launch's run is known now: this one was opened under another id."""
+        self.id = run_id
+        if self.url is not None:
+            self.url = f"{self.settings.url}/runs/{run_id}"
+        if self._which.marker is not None and self.rank == 0:
+            _which.mark(self._which.marker, self, "running", self._which.own)
 
     def _begin_capture(self) -> None:
         if self.writer is not None:
@@ -227,6 +254,8 @@ class Run:
             self.finished = True
         writer = self.writer
         try:
+            if self._joiner is not None:
+                self._joiner.end()
             if writer is not None:
                 self._last_words(writer, exit_code, _outcome)
         except Exception as error:
@@ -235,7 +264,9 @@ class Run:
             _forget(self)
         if writer is None or not self._sender_started or (self.settings.spool is not None and _drained(self, writer)):
             return
-        if self.settings.mode == "online":
+        # A failed start of a launch whose run nobody knows yet is kept until the next one knows it: its launcher must not be delayed.
+        kept = self._joiner is not None and self._joiner.waits and self.state != "finished"
+        if self.settings.mode == "online" and not kept:
             wait_until_sent(self, writer)
 
     def _last_words(self, writer: Writer, exit_code: int | None, given: Mapping[str, Any] | None) -> None:
@@ -258,6 +289,8 @@ class Run:
             with contextlib.suppress(Exception):
                 self._panel.close(given["state"])
         writer.finish(given)
+        self.state = str(given["state"])
+        self._mark(self.state)
         self._leave_sender()
         _exit.unmark_signals(writer.folder)
 
@@ -393,7 +426,13 @@ def init(arguments: Mapping[str, Any], held: bool) -> Run:
     if current is not None:
         current.finish()
     launch = _launch.detect()
-    run = Run(settings, launch, _about(arguments, settings, launch), arguments.get("config"), held)
+    project = text(str(arguments.get("project") or settings.project or _settings.default_project()))
+    which = _which.which(arguments, settings, launch, project, _turns)
+    run = Run(settings, launch, _about(arguments, settings, launch, which, project), arguments.get("config"), held, which)
+    if run.writer is not None and (_goes_on(run.about) or run.about["fork_from"] is not None):
+        from ._resume import go_on
+
+        go_on(run.writer, run.about)
     _turns += 1
     current = run
     _rebind_face(run)
@@ -401,38 +440,37 @@ def init(arguments: Mapping[str, Any], held: bool) -> Run:
         _exit.install(_at_exit, _thread_died)
         _greet(run)
         run.open()
-        if launch.world_size == 1 and launch.kind == "python":
-            _launch.announce(run.id)
+        _launch.announce(run.id, launch)
     return run
 
 
-def _about(arguments: Mapping[str, Any], settings: _settings.Settings, launch: _launch.Launch) -> dict[str, Any]:
+def _about(
+    arguments: Mapping[str, Any], settings: _settings.Settings, launch: _launch.Launch, which: _which.Which, project: str
+) -> dict[str, Any]:
     """The `run` object of writer.json."""
-    given = arguments.get("id") or settings.run_id
-    if given is not None:
-        run_id = str(given) if is_id(str(given)) else derived_id("named", given)
-    else:
-        run_id, certain = launch.run_id(_turns)
-        if not certain and launch.local_rank == 0:
-            _settings_say(
-                f"{launch.kind} on several nodes gave this launch no name of its own, so each node opens its own run;"
-                " set ENCORE_RUN_ID to one value on all nodes (or give torchrun an --rdzv-id)"
-            )
     tags = arguments.get("tags")
     tags = [tags] if isinstance(tags, str) else list(tags) if tags is not None else list(settings.tags)
-    words = {name: arguments.get(name) for name in ("job_type", "notes", "resume")}
-    project = str(arguments.get("project") or settings.project or _settings.default_project())
+    words = {name: arguments.get(name) for name in ("job_type", "notes")}
+    lineage = {name: arguments.get(name) for name in ("resume", "fork_from", "rewind_to")}
+    if any(value is not None for value in lineage.values()):
+        from ._resume import check_id
+
+        check_id({"id": which.id, **lineage}, which.is_named)
     return {
-        "id": run_id,
-        "project": text(project),
-        "name": _text_or_none(arguments.get("name") or settings.name) or _names.readable(run_id),
-        "group": _text_or_none(arguments.get("group") or settings.group),
+        "id": which.id,
+        "project": project,
+        "name": _text_or_none(arguments.get("name") or settings.name) or _names.readable(which.id),
+        "group": _text_or_none(arguments.get("group") or settings.group or launch.group),
         **{name: _text_or_none(value) for name, value in words.items()},
         "tags": [text(str(tag)) for tag in tags],
-        "fork_from": plain(arguments.get("fork_from")),
-        "rewind_to": plain(arguments.get("rewind_to")),
+        **lineage,
         "created_us": time.time_ns() // 1000,
     }
+
+
+def _goes_on(about: Mapping[str, Any]) -> bool:
+    """Whether this start goes on with a run that may be there already."""
+    return about["resume"] in ("allow", "must", "auto") or about["rewind_to"] is not None
 
 
 def _text_or_none(value: Any) -> str | None:

@@ -168,7 +168,7 @@ def test_a_node_that_is_killed_whole_loses_what_was_not_drained(site: Site, serv
 
 
 def test_a_run_of_a_spool_lives_as_long_as_its_nodes_say_so(tmp_path: Path, server: Server) -> None:
-    """A heartbeat for the server only if a node has moved since the last one; a node that vanished falls silent there too, and may come back."""
+    """A heartbeat only if a node has moved since the last one: one that vanished falls silent at the server too, and may come back."""
     made = journal(tmp_path / "hot", 10)
     node = _spool.RunCopy(made.folder.parent, tmp_path / "spool")
     node.copy({made.id: 0}, set(), [made.id])
