@@ -262,11 +262,11 @@ class Run:
             _settings_say(f"finish: {type(error).__name__}: {error}")
         finally:
             _forget(self)
-        if writer is None or not self._sender_started or (self.settings.spool is not None and _drained(self, writer)):
-            return
         # A failed start of a launch whose run nobody knows yet is kept until the next one knows it: its launcher must not be delayed.
         kept = self._joiner is not None and self._joiner.waits and self.state != "finished"
-        if self.settings.mode == "online" and not kept:
+        if writer is None or kept or not self._sender_started or (self.settings.spool is not None and _drained(self, writer)):
+            return
+        if self.settings.mode == "online":
             wait_until_sent(self, writer)
 
     def _last_words(self, writer: Writer, exit_code: int | None, given: Mapping[str, Any] | None) -> None:

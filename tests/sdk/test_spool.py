@@ -171,7 +171,7 @@ def test_a_run_of_a_spool_lives_as_long_as_its_nodes_say_so(tmp_path: Path, serv
     """A heartbeat only if a node has moved since the last one: one that vanished falls silent at the server too, and may come back."""
     made = journal(tmp_path / "hot", 10)
     node = _spool.RunCopy(made.folder.parent, tmp_path / "spool")
-    node.copy({made.id: 0}, set(), [made.id])
+    node.copy(lambda: seen(made.id, alive=[made.id]))
     watcher = SpoolSender(tmp_path / "spool" / made.folder.parent.name, server.url, "t", True)
 
     def turn() -> int:
@@ -182,16 +182,16 @@ def test_a_run_of_a_spool_lives_as_long_as_its_nodes_say_so(tmp_path: Path, serv
 
     assert [turn(), turn(), turn()] == [0, 0, 0]  # it may be of last week
     assert server.next[made.id] > 10
-    node.copy({made.id: 0}, set(), [made.id])
+    node.copy(lambda: seen(made.id, alive=[made.id]))
     assert [turn(), turn(), turn()] == [1, 1, 1]
-    node.copy({made.id: 0}, set(), [made.id])
+    node.copy(lambda: seen(made.id, alive=[made.id]))
     assert [turn(), turn()] == [2, 2]
     server.stop = True
-    node.copy({made.id: 0}, set(), [made.id])
+    node.copy(lambda: seen(made.id, alive=[made.id]))
     assert turn() == 3
     assert (node.answer() or {}).get("stop") is True
     assert node.answer() is None  # heeded once
-    node.copy({made.id: 0}, {made.id}, [], [made.id])
+    node.copy(lambda: seen(made.id, settled={made.id}, gone=[made.id]))
     turn()
     assert watcher.outboxes[made.id].gone_told
 
@@ -323,6 +323,10 @@ def journal(root: Path, points: int = 0, run: str | None = None, finish: bool = 
     if finish:
         made.finish({"state": "finished", "exit_code": 0, "signal": None, "error": None})
     return made
+
+
+def seen(writer: str, **more: object) -> dict:
+    return {"writers": {writer: 0}, "settled": set(), "alive": [], "gone": [], "blobs": set(), **more}
 
 
 def everything(folder: Path) -> tuple[list[int], list[tuple[int, int]]]:
