@@ -93,6 +93,7 @@ class Writer:
         self._key_ids: dict[str, int] = {}
         self._declared: set[str] = set()
         self._said: set[str] = set()
+        self.closing: list[Callable[[], None]] = []  # called before the last word: what still works in the background ends
         self._full_until = 0.0
         self._no_room: str | None = None
         self._open()
@@ -219,6 +220,10 @@ class Writer:
             return self._drop("data", f"log() takes a dict of numbers, not {type(data).__name__}")
         values, refused, inexact = _values.numbers(data)
         self.inexact += inexact
+        if refused:
+            from ._media._desk import take
+
+            refused = take(self, data, refused, number)
         for key, kind in refused:
             self._drop(kind, f"log() takes numbers; {key!r} is {kind}")
         if values:
@@ -473,12 +478,18 @@ class Writer:
         """The writer's last word. What is logged later is dropped and counted."""
         if self.finished:
             return
+        self.settle()
         self.drain()
         self.emit({"type": "event", "name": "finish", "data": {**data, "dropped": self.dropped_counts()}})
         self.finished = True
         segment, position, record, last_step, _ = self._where()
         self._move(segment, position, record, last_step, 0)  # every later log() takes the slow path
         self._segments.close()
+
+    def settle(self) -> None:
+        while self.closing:
+            with contextlib.suppress(Exception):
+                self.closing.pop()()
 
     def dropped_counts(self) -> dict[str, int]:
         return self.dropped | ({"inexact": self.inexact} if self.inexact else {})

@@ -85,6 +85,7 @@ class Run:
             "rank": launch.rank,
             "local_rank": launch.local_rank,
             "world_size": launch.world_size,
+            "local_world_size": launch.local_world_size,
             "host": _process.host(),
             "boot": _process.boot_id(),
             "pid": pid,
@@ -211,6 +212,7 @@ class Run:
         if self._stop_console is not None:
             with contextlib.suppress(Exception):
                 self._stop_console()
+        writer.settle()
         writer.drain()
         if self._sender_started:
             _sender.start(writer.folder.parent, self.settings)

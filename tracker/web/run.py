@@ -30,6 +30,7 @@ TABS = (
     ("charts", "Charts"),
     ("system", "System"),
     ("logs", "Logs"),
+    ("media", "Media"),
     ("code", "Code"),
     ("environment", "Environment"),
     ("reproductions", "Reproductions"),
@@ -58,7 +59,12 @@ def head(request: HttpRequest, run: Run, tab: str) -> dict:
     verdict_count = run.reproductions.count()
     named = MetricSummary.objects.filter(run=run).values("key").distinct()
     system_count = named.filter(key__startswith=SYSTEM).count()
-    counts = {"charts": named.count() - system_count, "system": system_count, "reproductions": verdict_count}
+    counts = {
+        "charts": named.count() - system_count,
+        "system": system_count,
+        "reproductions": verdict_count,
+        "media": run.media.values("key").distinct().count(),
+    }
     return {
         "run": run,
         "title": run.name,
