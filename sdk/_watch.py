@@ -58,11 +58,16 @@ class Watch:
         run = self.run
         if run is not None and run.writer is not None:
             self._define(run)
-            run.writer.closing.append(self._last)
+            run.writer.closing.append(self.stop)
         return self
 
     def stop(self) -> None:
-        """No more norms from here on."""
+        """No more norms from here on; those that are on their way are logged."""
+        self._unhook()
+        with contextlib.suppress(Exception):
+            self._read(last=True)
+
+    def _unhook(self) -> None:
         if self.handle is not None:
             self.handle.remove()
             self.handle = None
@@ -71,13 +76,13 @@ class Watch:
         """Before an optimizer step. Never raises, never waits."""
         try:
             if self.run is None or self.run.finished or self.run is not _run.current:
-                return self.stop()
+                return self._unhook()
             if self.waiting:
                 self._read()
             if self.steps % self.log_freq == 0:
                 self._gather()
         except Exception as error:
-            self.stop()
+            self._unhook()
             if self.run is not None and self.run.writer is not None:
                 self.run.writer.say(f"watch() stopped: {type(error).__name__}: {error}", "watch")
         finally:
@@ -236,10 +241,6 @@ class Watch:
             run._emit(
                 {"type": "define", "pattern": f"{self.prefix}{what}/*", "kind": "quality", "reduce": "norm" if self.sharded else "mean"}
             )
-
-    def _last(self) -> None:
-        self.stop()
-        self._read(last=True)
 
 
 def _is_fsdp1(model: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from collections.abc import Iterable
@@ -37,7 +38,7 @@ def _take(values: Any, bins: Any, given: Any) -> Taken:
         counts, edges = (_floats(part) for part in given)
         if len(edges) != len(counts) + 1 or not 1 <= len(counts) <= MOST_BINS:
             raise Refused(f"np_histogram is (counts, edges) with one edge more than counts, at most {MOST_BINS} bins")
-        if any(not math.isfinite(edge) for edge in edges) or any(b < a for a, b in zip(edges, edges[1:], strict=False)):
+        if any(not math.isfinite(edge) for edge in edges) or any(b < a for a, b in itertools.pairwise(edges)):
             raise Refused("the edges of a histogram are finite and rise")
         whole = [int(count) if count == int(count) else count for count in counts if math.isfinite(count) and count >= 0]
         if len(whole) != len(counts):

@@ -157,6 +157,8 @@ class RunSender:
             for doc in box.look():
                 if doc.get("type") == "opened" and self.node is not None:
                     self.node.opened(doc)
+                elif doc.get("type") == "throughput" and self.node is not None:
+                    self.node.throughput(box, doc)
         if not self.liveness or now < self._next_look:
             return
         self._next_look = now + limits.LOOK_SECONDS

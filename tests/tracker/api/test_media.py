@@ -133,26 +133,19 @@ def test_a_lying_type_is_never_believed(people, trainer):
     """A document says its PNG is HTML, or a type that browsers run: HTML stays in the sandbox, the unknown is only to be saved."""
     run = Run.objects.get(id=trainer.run_id)
     digest = fill.put(run, b"<script>alert(1)</script>")
-    docs = [
-        {"type": "media", "key": "a", "kind": "image", "digest": digest, "bytes": 5, "mime": "text/html", "meta": {}, "_step": 1},
-        {"type": "media", "key": "b", "kind": "image", "digest": digest, "bytes": 5, "mime": "application/xhtml+xml", "meta": {}, "_step": 1},
-        {"type": "media", "key": "../../etc/passwd\r\nX: y", "kind": "image", "digest": digest, "bytes": 5, "mime": "x/y", "meta": {}, "_step": 1},
-    ]  # fmt: skip
-    trainer.batch(docs=docs)
+    odd = "../../etc/passwd\r\nX: y"
+    for key, mime in (("a", "text/html"), ("b", "application/xhtml+xml"), (odd, "x/y")):
+        trainer.batch(docs=[{"type": "media", "key": key, "kind": "image", "digest": digest, "bytes": 5, "mime": mime, "_step": 1}])
     assert content_of(people, run, "a")["Content-Security-Policy"] == media.PAGE
     unknown = content_of(people, run, "b")
     assert unknown["Content-Type"] == "application/octet-stream"
     assert unknown["Content-Disposition"].startswith("attachment")
-    assert content_of(people, run, "../../etc/passwd\r\nX: y")["Content-Disposition"] == 'attachment; filename="etc-passwd-X-y-1.bin"'
+    assert content_of(people, run, odd)["Content-Disposition"] == 'attachment; filename="etc-passwd-X-y-1.bin"'
 
 
 def test_a_digest_that_was_never_stored_or_is_none_is_404(people, trainer):
-    docs = [
-        {"type": "media", "key": "later", "kind": "image", "digest": "blake3:" + "0" * 64, "bytes": 5, "mime": "image/png", "meta": {}, "_step": 1},
-        {"type": "media", "key": "odd", "kind": "image", "digest": "../../secret", "bytes": 5, "mime": "image/png", "meta": {}, "_step": 1},
-        {"type": "media", "key": "inline", "kind": "histogram", "digest": None, "bytes": 0, "mime": "", "meta": {"counts": [1], "edges": [0, 1]}, "_step": 1},
-    ]  # fmt: skip
-    trainer.batch(docs=docs)
+    for key, digest in (("later", "blake3:" + "0" * 64), ("odd", "../../secret"), ("inline", None)):
+        trainer.batch(docs=[{"type": "media", "key": key, "kind": "image", "digest": digest, "bytes": 5, "mime": "image/png", "_step": 1}])
     run = Run.objects.get(id=trainer.run_id)
     assert content_of(people, run, "later").status_code == 404
     assert content_of(people, run, "odd").status_code == 400
