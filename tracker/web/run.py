@@ -16,7 +16,7 @@ from tracker.domain import keys
 from tracker.domain.lifecycle import RunState
 from tracker.models import KeyDefinition, MetricSummary, Run
 from tracker.services import preflight as preflights
-from tracker.services import projects, summaries
+from tracker.services import energy, projects, summaries
 from tracker.services import runs as service
 from tracker.store import reading
 from tracker.web import shell_words
@@ -170,6 +170,7 @@ def _charts(request: HttpRequest, run_id: str, tab: str) -> HttpResponse:
     context.update(
         sections=sections(names[:MOST_PANELS], system=tab == "system"),
         more=len(names) > MOST_PANELS,
+        energy=energy.of(run) if tab == "system" else None,
         ranks=1
         if tab == "system"
         else max([row["ranks"] for row in found] + [run.writers.filter(kind="trainer").values("rank").distinct().count()]),
@@ -188,7 +189,7 @@ def sections(names: list[str], system: bool = False) -> list[dict]:
         if system and not slash:
             prefix = rest.partition(".")[0].partition("_")[0]
         groups.setdefault(prefix if slash or system else "", []).append(key)
-    if system and len(names) <= FEW_PANELS:
+    if system and names and len(names) <= FEW_PANELS:
         groups = {"": sorted(names)}  # headings would only spread them out
     out, shown = [], 0
     # What judges a model comes before what clocks a machine.
