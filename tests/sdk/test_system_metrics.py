@@ -87,7 +87,7 @@ def test_a_runs_system_metrics_reach_the_server_with_gpus_and_ranks(shop: Shop, 
     folder = until(lambda: next((path.parent for path in shop.writers()), None))
     sender = RunSender(folder, server.url, "secret-token-of-ada", capture=False, sample=True)
     seen = lambda key: server.points(f"system/{key}", kind="node")  # noqa: E731
-    wanted = ("gpu.1/power_watts", "gpu.0/sm_clock_mhz", "rank.0/memory_bytes", "cpu_percent", "energy_kwh", "disk_free_bytes")
+    wanted = ("gpu.1/power_watts", "gpu.0/sm_clock_mhz", "process_memory_bytes", "cpu_percent", "energy_kwh", "disk_free_bytes")
     assert until(lambda: (sender.step(), all(len(seen(key)) > 1 for key in wanted))[1])
     (shop.work / "enough").touch()
     assert training.wait(60) == 0
@@ -96,4 +96,4 @@ def test_a_runs_system_metrics_reach_the_server_with_gpus_and_ranks(shop: Shop, 
     assert [step for step, _ in seen("cpu_percent")] == list(range(len(seen("cpu_percent"))))
     assert sender.node._sampler.boards.ours == [1]
     assert json.loads((folder / "energy.json").read_text())["meters"].keys() == {"GPU-a0", "GPU-b1"}
-    assert seen("rank.0/memory_bytes")[0][1] > 1 << 20
+    assert seen("process_memory_bytes")[0][1] > 1 << 20

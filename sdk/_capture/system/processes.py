@@ -1,4 +1,4 @@
-"""The run's processes: each rank with its children (loader workers), told by rank and in all."""
+"""The run's processes, each rank with its children (loader workers): all of this node together, and by rank where there are several."""
 
 from __future__ import annotations
 
@@ -37,23 +37,22 @@ class Processes:
         if self.psutil is None or not self.followed:
             return {}
         families = self._families()
+        self.followed = {pid: rank for pid, rank in self.followed.items() if families.get(pid)}
+        several = len([rank for rank in self.followed.values() if rank is not None]) > 1
         gpu_memory = self.boards.memory_by_process() if self.boards is not None else {}
         total: dict[str, float] = {}
         found: dict[str, float] = {}
         with_pss = self.samples % PSS_EVERY == 0
         self.samples += 1
-        for pid, rank in list(self.followed.items()):
-            family = families.get(pid)
-            if not family:
-                self.followed.pop(pid)
-                continue
+        for pid, rank in self.followed.items():
+            family = families[pid]
             told = self._family(family, rank, with_pss)
             on_boards = [gpu_memory[each.pid] for each in family if each.pid in gpu_memory]
             if on_boards:
                 told["gpu_memory_bytes"] = float(sum(on_boards))
             for name, value in told.items():
                 total[name] = total.get(name, 0.0) + value
-                if rank is not None:
+                if rank is not None and several:
                     found[f"rank.{rank}/{name}"] = value
         living = {each.pid for family in families.values() for each in family}
         self.known = {pid: process for pid, process in self.known.items() if pid in living or pid in self.followed}
