@@ -21,18 +21,22 @@ def is_array(value: Any) -> bool:
 
 
 class Snapshot:
-    """A private copy of an array: `size` bytes, `shape`; `get()` gives it (numpy or CPU tensor), once, in the encoding thread."""
+    """A private copy of an array: `size` bytes, `shape`; `get()` gives it, once, in the encoding thread.
+
+    As numpy where that is loaded, else as a CPU tensor. `channels_first`: it was a tensor, of which that is the habit.
+    """
 
     def __init__(self, value: Any) -> None:
-        self.torch = torch_of(value)
+        torch = torch_of(value)
+        self.channels_first = torch is not None
         self.get: Callable[[], Any]
-        if self.torch is not None:
+        if torch is not None:
             value = value.detach()
             if hasattr(value, "full_tensor"):
                 raise Refused("a DTensor is spread over ranks; gather it yourself (x.full_tensor()) and log it on one of them")
             self.shape, self.size = tuple(value.shape), value.numel() * value.element_size()
             _check(self.size)
-            self.get = _torch_copy(self.torch, value)
+            self.get = _torch_copy(torch, value)
         else:
             numpy = sys.modules.get("numpy")
             if numpy is None:
@@ -54,17 +58,39 @@ def _check(size: int) -> None:
 
 def _torch_copy(torch: Any, value: Any) -> Callable[[], Any]:
     """A clone on the tensor's own device, in the order of its stream: the caller does not wait for the device."""
+    if value.device.type == "cpu" and (found := numpy_of(value)) is not None:
+        copied = found.copy()  # one thread copies as fast as memory goes; torch's threads would wait for each other on busy cores
+        return lambda: copied
     copied = value.clone()
     if not value.is_cuda:
-        return lambda: copied.cpu().contiguous()
+        return lambda: _settled(copied)
     done = torch.cuda.Event()
     done.record(torch.cuda.current_stream(value.device))
 
     def get() -> Any:
         done.synchronize()  # here, in our thread; the copy below would not wait for another stream
-        return copied.cpu().contiguous()
+        return _settled(copied)
 
     return get
+
+
+def _settled(tensor: Any) -> Any:
+    tensor = tensor.cpu().contiguous()
+    found = numpy_of(tensor)
+    return tensor if found is None else found
+
+
+def numpy_of(tensor: Any) -> Any:
+    """A CPU tensor as numpy (the same memory), where that is loaded: it works in one thread, while torch's would take cores from training."""
+    if "numpy" not in sys.modules:
+        return None
+    torch = sys.modules["torch"]
+    if tensor.dtype == torch.bfloat16:
+        tensor = tensor.float()
+    try:
+        return tensor.numpy()
+    except Exception:  # a torch that was built for another numpy, or a type that numpy has not
+        return None
 
 
 def torch_bytes(tensor: Any) -> bytes:

@@ -41,13 +41,13 @@ def _take(value: Any, span: Any) -> Taken:
         return _of_file(value, _sniff.IMAGES)
     if is_array(value):
         snapshot = Snapshot(value)
-        layout(snapshot.shape, snapshot.torch is not None)  # said where it is logged, not a second later
-        return snapshot.size, lambda keep: _array(snapshot.get(), span)
+        layout(snapshot.shape, snapshot.channels_first)  # said where it is logged, not a second later
+        return snapshot.size, lambda keep: _array(snapshot.get(), span, snapshot.channels_first)
     raise Refused(f"an image cannot be made of {type(value).__name__}; give an array, a PIL image, a figure, a path or bytes")
 
 
-def _array(array: Any, span: Any) -> Encoded:
-    found = pixels(array, span)
+def _array(array: Any, span: Any, channels_first: bool) -> Encoded:
+    found = pixels(array, span, channels_first)
     rows = _png.filtered(found.array, found.height, found.width, found.channels * found.depth // 8)
     data = _png.image(found.width, found.height, found.channels, found.depth, rows)
     return Encoded(data, "image/png", {"width": found.width, "height": found.height, **found.meta})

@@ -35,10 +35,10 @@ def layout(shape: tuple[int, ...], first: bool) -> tuple[int, int, int, bool]:
     return height, width, channels, is_first
 
 
-def pixels(array: Any, span: Any = None) -> Pixels:
-    """array: what Snapshot gave. span: values that are black and white, or "fit" for the array's own; None: [0, 1] for floats."""
+def pixels(array: Any, span: Any = None, channels_first: bool = False) -> Pixels:
+    """array: what Snapshot gave, or a frame of it. span: values that are black and white, or "fit" for the array's own; None: [0, 1] for floats."""
     torch = torch_of(array)
-    height, width, channels, is_first = layout(tuple(array.shape), torch is not None)
+    height, width, channels, is_first = layout(tuple(array.shape), channels_first)
     if is_first:
         array = array.permute(1, 2, 0) if torch is not None else array.transpose(1, 2, 0)
     convert = _torch if torch is not None else _numpy

@@ -38,15 +38,15 @@ def _take(value: Any, fps: Any) -> Taken:
         raise Refused(f"frames are T×H×W, T×H×W×C or T×C×H×W, at most {MOST_FRAMES}, not {'×'.join(map(str, shape))}")
     if len(shape) == 4 and shape[1] not in CHANNELS and shape[3] not in CHANNELS:
         raise Refused(f"frames have 1, 3 or 4 channels, not {'×'.join(map(str, shape))}")
-    return snapshot.size, lambda keep: _frames(snapshot.get(), float(fps))
+    return snapshot.size, lambda keep: _frames(snapshot.get(), float(fps), snapshot.channels_first)
 
 
-def _frames(array: Any, fps: float) -> Encoded:
+def _frames(array: Any, fps: float, channels_first: bool) -> Encoded:
     frames: list[bytes] = []
     meta: dict[str, Any] = {}
     last = None
     for at in range(array.shape[0]):
-        last = pixels(array[at])
+        last = pixels(array[at], None, channels_first)
         if last.depth != 8:
             raise Refused("frames of 16 bits cannot be shown; give uint8")
         frames.append(_png.packed(_png.filtered(last.array, last.height, last.width, last.channels)))

@@ -434,3 +434,23 @@ def test_wrong_arguments_of_watch_and_throughput_are_told() -> None:
         sdk.throughput(tokens_per_step=5, peak_flops="H900 bf16")
     with pytest.raises(UsageError, match="above 0"):
         sdk.throughput(tokens_per_step=-1)
+
+
+def test_tensors_are_taken_where_numpy_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch without numpy: the same pixels, samples and counts by torch's own operations."""
+    tensor, sound = torch.rand(3, 5, 7, generator=torch.Generator().manual_seed(1)), torch.sin(torch.arange(100) / 5)
+    frames = (torch.rand(2, 3, 4, 4) * 255).to(torch.uint8)
+    kinds = {
+        "image": lambda: sdk.Image(tensor),
+        "fit": lambda: sdk.Image(tensor * 9 - 4, range="fit"),
+        "bool": lambda: sdk.Image(tensor[0] > 0.5),
+        "int": lambda: sdk.Image((tensor * 300).to(torch.int32)),
+        "sound": lambda: sdk.Audio(torch.stack([sound, sound]), rate=100),
+        "video": lambda: sdk.Video(frames),
+    }
+    with_numpy = {name: encoded(make()) for name, make in kinds.items()}
+    counts = encoded(sdk.Histogram(tensor, bins=5))[0]["meta"]["counts"]
+    monkeypatch.setattr("sdk._media._arrays.numpy_of", lambda tensor: None)
+    for name, make in kinds.items():
+        assert encoded(make()) == with_numpy[name], name
+    assert encoded(sdk.Histogram(tensor, bins=5))[0]["meta"]["counts"] == counts
