@@ -81,7 +81,7 @@ def _settled(tensor: Any) -> Any:
 
 
 def numpy_of(tensor: Any) -> Any:
-    """A CPU tensor as numpy (the same memory), where that is loaded: it works in one thread, while torch's would take cores from training."""
+    """A CPU tensor as numpy (the same memory), where that is loaded: one thread is used then, not those that training needs."""
     if "numpy" not in sys.modules:
         return None
     torch = sys.modules["torch"]

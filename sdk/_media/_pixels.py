@@ -36,7 +36,10 @@ def layout(shape: tuple[int, ...], first: bool) -> tuple[int, int, int, bool]:
 
 
 def pixels(array: Any, span: Any = None, channels_first: bool = False) -> Pixels:
-    """array: what Snapshot gave, or a frame of it. span: values that are black and white, or "fit" for the array's own; None: [0, 1] for floats."""
+    """array: what Snapshot gave, or a frame of it.
+
+    span: the values that are black and white, or "fit" for the array's own least and greatest; None: 0 and 1 for floats.
+    """
     torch = torch_of(array)
     height, width, channels, is_first = layout(tuple(array.shape), channels_first)
     if is_first:

@@ -111,6 +111,8 @@
       groups.forEach((group, i) => {
         const of = document.createElement("div");
         of.className = "media-of";
+        of.dataset.of = runs[i].id;
+        of.hidden = this.board.closed.has(runs[i].id);
         const who = document.createElement("div");
         who.className = "media-who";
         const swatch = document.createElement("span");
@@ -152,6 +154,13 @@
       this.root = root;
       this.runs = JSON.parse(root.dataset.runs);
       this.together = root.querySelector("[data-together]");
+      this.closed = new Set();
+      document.addEventListener("change", (event) => {
+        if (!event.target.matches?.("[data-eye]")) return;
+        const { value, checked } = event.target;
+        if (checked) this.closed.delete(value); else this.closed.add(value);
+        for (const of of root.querySelectorAll(`[data-of="${CSS.escape(value)}"]`)) of.hidden = !checked;
+      });
       const asked = state.get("step");
       this.step = asked !== null && /^-?\d{1,18}$/.test(asked) ? Number(asked) : null;
       if (this.together) this.together.checked = this.step !== null || this.runs.length > 1;

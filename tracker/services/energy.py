@@ -19,7 +19,8 @@ def of(run: Run) -> dict | None:
 
     Each node counts on over restarts, so the last value of each is all it used.
     """
-    rows = MetricSummary.objects.filter(Q(key__endswith="energy_kwh") | Q(key__endswith="/energy_gap_seconds"), run=run, key__startswith="system/")
+    named = Q(key__endswith="energy_kwh") | Q(key__endswith="/energy_gap_seconds")
+    rows = MetricSummary.objects.filter(named, run=run, key__startswith="system/")
     found: dict = dict.fromkeys(NAMES.values())
     for key, last in rows.exclude(key__contains="/gpu.").values_list("key", "last"):
         name = NAMES.get(key.rpartition("/")[2])

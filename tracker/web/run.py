@@ -15,8 +15,8 @@ from django.views.decorators.http import require_POST
 from tracker.domain import keys
 from tracker.domain.lifecycle import RunState
 from tracker.models import KeyDefinition, MetricSummary, Run
-from tracker.services import preflight as preflights
 from tracker.services import energy, projects, summaries
+from tracker.services import preflight as preflights
 from tracker.services import runs as service
 from tracker.store import reading
 from tracker.web import shell_words

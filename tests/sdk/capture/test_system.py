@@ -115,6 +115,41 @@ def test_without_nvml_there_are_no_lines_and_no_errors() -> None:
     assert not [name for name in found if "gpu" in name]
 
 
+def test_the_stand_in_speaks_as_the_real_library_does() -> None:
+    """What it stands in for is in nvidia-ml-py under these names, and NVML's numbers are these."""
+    import pynvml
+
+    assert not [name for name in dir(Nvml) if name.startswith("nvml") and not callable(getattr(pynvml, name, None))]
+    numbers = {
+        "NVML_ERROR_NOT_SUPPORTED": boards.NOT_SUPPORTED,
+        "NVML_ERROR_NO_PERMISSION": boards.NO_PERMISSION,
+        "NVML_ERROR_GPU_IS_LOST": boards.LOST,
+        "NVML_ERROR_RESET_REQUIRED": boards.RESET_REQUIRED,
+        "NVML_ERROR_UNINITIALIZED": boards.DEAD[0],
+        "NVML_ERROR_DRIVER_NOT_LOADED": boards.DEAD[1],
+        "NVML_CLOCK_SM": boards.CLOCK_SM,
+        "NVML_CLOCK_MEM": boards.CLOCK_MEMORY,
+        "NVML_TEMPERATURE_GPU": boards.TEMPERATURE_GPU,
+        "NVML_MEMORY_ERROR_TYPE_CORRECTED": boards.CORRECTED,
+        "NVML_MEMORY_ERROR_TYPE_UNCORRECTED": boards.UNCORRECTED,
+        "NVML_VOLATILE_ECC": boards.VOLATILE,
+    }
+    assert {name: getattr(pynvml, name) for name in numbers} == numbers
+    slowed = ("HwSlowdown", "SwThermalSlowdown", "HwThermalSlowdown", "HwPowerBrakeSlowdown")
+    assert sum(getattr(pynvml, f"nvmlClocksThrottleReason{name}") for name in slowed) == boards.SLOWED
+    assert pynvml.NVMLError(3).value == 3
+
+
+@pytest.mark.parametrize(
+    ("world", "local", "several"), [(1, None, False), (8, 8, False), (16, 8, True), (2, None, True)], ids=["alone", "one", "two", "unknown"]
+)
+def test_hosts_are_named_when_ranks_run_elsewhere_too(world: int, local: int | None, several: bool) -> None:
+    from sdk._sender.node import _several_nodes
+
+    trainer = SimpleNamespace(about={"world_size": world, "local_world_size": local}, child=False, attempt=1)
+    assert _several_nodes(trainer, [trainer]) is several
+
+
 def test_a_node_of_several_is_named_in_its_keys() -> None:
     found = system.Sampler(nvml=Nvml(1), node="host-7").sample()
     assert "system/host-7/gpu.0/power_watts" in found
