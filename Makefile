@@ -9,7 +9,7 @@ INSTALL := $(PYTHON) make/install.py
 UP := $(if $(PORT),--port $(PORT)) $(if $(ENCORE_HOME),--home "$(ENCORE_HOME)") $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help up examples demo test torture bench lint types lock clean
+.PHONY: help up examples demo test torture bench peers lint types lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -36,6 +36,10 @@ torture: ## the slow proofs in full size
 bench: ## the budgets, measured; exits 1 on a missed one and lists it first
 	@$(INSTALL) server pages test
 	@exec $(BIN)/python benchmarks/run.py $(ARGS)
+
+peers: ## the SDK beside its peers, which are installed into .make/peers (2 GB); 15 minutes
+	@$(INSTALL) server test
+	@exec $(BIN)/python benchmarks/peers.py $(ARGS)
 
 lint: ## ruff and the import contracts
 	@$(INSTALL) server test

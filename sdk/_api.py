@@ -76,6 +76,17 @@ def log(data: Mapping[str, Any], step: int | None = None) -> None:
         _no_run("log")
 
 
+def log_later(data: Mapping[str, Any], step: int | None = None) -> None:
+    """Log values that a GPU still computes, without waiting for them: `log_later({"loss": loss})` with `loss` a tensor of one element.
+
+    Its copy is started now and the point is written, with this step and time, once it is there. For numbers it is log().
+    """
+    if _run.current is not None:
+        _run.current.log_later(data, step)
+    else:
+        _no_run("log_later")
+
+
 def finish(exit_code: int | None = None) -> None:
     """Ends the current run and waits until it is delivered, at most ENCORE_FINISH_SECONDS."""
     if _run.current is not None:

@@ -6,6 +6,10 @@
 - SIGTERM, SIGHUP with default disposition: faulthandler's C-level handler leaves a mark and passes the signal on to the default
   action, so the process dies as fast and with the same status as ever, also inside a long C call; Python's own view of the handlers
   does not change.
+- SIGSEGV, SIGABRT, SIGBUS, SIGFPE, SIGILL: faulthandler writes all threads' stacks into the writer's folder and raises the signal again,
+  so status and core file are as ever. Only where nobody has taken these signals: a Java machine or Julia in the process lives by them,
+  and who has enabled faulthandler wants its output elsewhere.
+- an exception that ends a thread: told as an event; the program goes on, as ever.
 - os._exit, SIGKILL: nothing can be told; the sender sees the process gone.
 """
 
@@ -28,7 +32,9 @@ from . import _secrets
 from ._plain import text
 
 MARKED = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+CRASHES = tuple(getattr(signal, name) for name in ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL") if hasattr(signal, name))
 MAX_TRACEBACK = 32_000
+MAX_THREAD_ERRORS = 20
 
 _installed = False
 _at_exit: Callable[[], None] | None = None
@@ -36,17 +42,20 @@ _bottom: Any = None
 _asked: int | None = None
 _original_exit: Any = None
 _marks: dict[int, Any] = {}
+_crash_file: Any = None
+_tell_thread: Callable[[dict[str, Any]], None] | None = None
+_thread_errors = 0
 
 
-def install(at_exit: Callable[[], None]) -> None:
-    """Once a process."""
-    global _installed, _at_exit, _bottom, _original_exit
-    _at_exit = at_exit
+def install(at_exit: Callable[[], None], thread_died: Callable[[dict[str, Any]], None] | None = None) -> None:
+    """Once a process. thread_died: gets type, message and thread of an exception that ended a thread."""
+    global _installed, _at_exit, _bottom, _original_exit, _tell_thread
+    _at_exit, _tell_thread = at_exit, thread_died
     if _installed:
         return
     _installed = True
     atexit.register(_ended)
-    import threading
+    import threading  # at the first run, not at import
 
     if threading.current_thread() is threading.main_thread():
         frame: Any = sys._getframe()
@@ -62,11 +71,28 @@ def install(at_exit: Callable[[], None]) -> None:
 
     exit.__doc__ = _original_exit.__doc__
     sys.exit = exit
+    previous = threading.excepthook
+
+    def excepthook(args: Any, /) -> Any:
+        _thread_died(args)
+        return previous(args)
+
+    threading.excepthook = excepthook
 
 
 def _ended() -> None:
     if _at_exit is not None:
-        _at_exit()
+        with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C while the last records go over: the waiting ends, the status stays
+            _at_exit()
+
+
+def _thread_died(args: Any) -> None:
+    global _thread_errors
+    if _tell_thread is None or _thread_errors >= MAX_THREAD_ERRORS or args.exc_value is None or args.exc_type is SystemExit:
+        return
+    _thread_errors += 1
+    with contextlib.suppress(Exception):
+        _tell_thread({**error_of(args.exc_value), "thread": str(getattr(args.thread, "name", None))})
 
 
 def exit_code(status: Any) -> int:
@@ -146,13 +172,42 @@ def mark_signals(folder: Path) -> None:
         return
     for number in MARKED:
         try:
-            if signal.getsignal(number) is not signal.SIG_DFL or number in _marks:
+            # What C code has taken (another's faulthandler.register, a runtime) does not show in Python's view.
+            if signal.getsignal(number) is not signal.SIG_DFL or number in _marks or number in caught():
                 continue
             file = open(folder / f"signal-{int(number)}", "wb")  # noqa: SIM115 - the handler writes to it
             faulthandler.register(number, file=file, all_threads=False, chain=True)
             _marks[number] = file
         except (OSError, ValueError, RuntimeError):
             continue
+
+
+def caught() -> set[int]:
+    """Signals of this process with a handler, in C or Python; empty where the system does not say."""
+    try:
+        with open("/proc/self/status") as status:
+            mask = next((int(line.split()[1], 16) for line in status if line.startswith("SigCgt:")), 0)
+    except (OSError, ValueError):
+        return set()
+    return {number + 1 for number in range(64) if mask >> number & 1}
+
+
+def mark_crashes(folder: Path) -> None:
+    """Leave the stacks in `folder` when the program crashes in C code."""
+    global _crash_file
+    if _crash_file is not None:  # a second run: if faulthandler still writes to our file, it now writes there
+        _redirect(folder / "crash")
+    elif not faulthandler.is_enabled() and sys.platform != "win32" and not caught() & set(CRASHES):
+        _crash_file = open(folder / "crash", "wb")  # noqa: SIM115 - the handler writes to it as long as the process lives
+        faulthandler.enable(file=_crash_file, all_threads=True)
+
+
+def _redirect(path: Path) -> None:
+    if _crash_file is not None:
+        with contextlib.suppress(OSError):
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            os.dup2(fd, _crash_file.fileno(), inheritable=False)
+            os.close(fd)
 
 
 def unmark_signals(folder: Path | None = None) -> None:
@@ -173,4 +228,5 @@ def unmark_signals(folder: Path | None = None) -> None:
 def after_fork() -> None:
     global _bottom, _asked
     unmark_signals()
+    _redirect(Path(os.devnull))  # a loader worker's crash is not the trainer's
     _bottom, _asked = None, None

@@ -20,36 +20,13 @@ RESTART_SECONDS = 3.0
 
 def wait_until_sent(run: Any, writer: Writer) -> None:
     """Never raises, but KeyboardInterrupt, which ends the waiting as one would think."""
-    folder, run_folder = writer.folder, writer.folder.parent
-    began = time.monotonic()
-    deadline = began + run.settings.finish_seconds
-    next_look, next_word, unreachable_since, shown = began, began + SAY_AFTER_SECONDS, None, False
-    status: dict[str, Any] = {}
-    while True:
-        now = time.monotonic()
-        status = read_json(run_folder / _sender.STATUS) or {}
-        sealed = bool((read_json(folder / "ack.json") or {}).get("sealed"))
-        others = [name for name in status.get("alive", []) if name != writer.id]
-        if sealed and (status.get("done") or (others and not status.get("blobs"))):
-            break
-        error = status.get("error")
-        unreachable_since = (unreachable_since or now) if error else None
-        if run.url is None or now >= deadline:
-            break
-        if unreachable_since is not None and now - max(unreachable_since, began) > min(UNREACHABLE_SECONDS, run.settings.finish_seconds):
-            break
-        if now >= next_look:
-            next_look = now + RESTART_SECONDS
-            if not status.get("done"):
-                _sender.start(run_folder, run.settings)  # the sender was killed: a new one goes on where it stood
-        if now >= next_word:
-            next_word, shown = now + SAY_EVERY_SECONDS, True
-            _say(
-                f"sending: {_left(status)}{f' ({error})' if error else ''}, {deadline - now:.0f} s left", end="\r" if _terminal() else "\n"
-            )
-        time.sleep(POLL_SECONDS)
-    if shown and _terminal():
-        _say("", end="\n")
+    with contextlib.suppress(Exception):
+        _sender.start(writer.folder.parent, run.settings)  # unless one is at work: it goes on where a killed one stood
+    try:
+        sealed, status = _wait(run, writer)
+    except KeyboardInterrupt:
+        _say(f"no longer waiting; the sender goes on by itself. If this machine goes away: encore sync {writer.folder.parent}")
+        raise
     if run.rank != 0:
         return
     if sealed and status.get("done"):
@@ -57,7 +34,52 @@ def wait_until_sent(run: Any, writer: Writer) -> None:
     elif sealed and not status.get("blobs"):
         _say(f"run {status.get('url') or run.url}: rank {run.rank} is complete")
     elif run.url is not None:
-        _say(f"{_left(status)}, not yet sent; the sender goes on by itself. If this machine goes away: encore sync {run_folder}")
+        _say(f"{_left(status)}, not yet sent; the sender goes on by itself. If this machine goes away: encore sync {writer.folder.parent}")
+
+
+def _wait(run: Any, writer: Writer) -> tuple[bool, dict[str, Any]]:
+    """(whether the server has this writer's last word, the sender's status)."""
+    folder, run_folder = writer.folder, writer.folder.parent
+    began = time.monotonic()
+    deadline = began + run.settings.finish_seconds
+    next_look, next_word, unreachable_since, shown = began + RESTART_SECONDS, began + SAY_AFTER_SECONDS, None, 0
+    try:
+        while True:
+            now = time.monotonic()
+            status = read_json(run_folder / _sender.STATUS) or {}
+            sealed = bool((read_json(folder / "ack.json") or {}).get("sealed"))
+            others = [name for name in status.get("alive", []) if name != writer.id]
+            if sealed and (status.get("done") or (others and not status.get("blobs") and not status.get("capturing"))):
+                break
+            error = status.get("error")
+            unreachable_since = (unreachable_since or now) if error else None
+            if run.url is None or now >= deadline or (status.get("done") and status.get("refused")):
+                break
+            if unreachable_since is not None and now - max(unreachable_since, began) > min(
+                UNREACHABLE_SECONDS, run.settings.finish_seconds
+            ):
+                break
+            if now >= next_look:
+                next_look = now + RESTART_SECONDS
+                _sender.start(run_folder, run.settings)
+            if now >= next_word:
+                next_word = now + SAY_EVERY_SECONDS
+                sentence = f"sending: {_left(status)}{f' ({error})' if error else ''}, {deadline - now:.0f} s left"
+                shown = _progress(sentence, shown)
+            time.sleep(POLL_SECONDS)
+    finally:
+        if shown:
+            _say("", end="\n")
+    return sealed, status
+
+
+def _progress(sentence: str, shown: int) -> int:
+    """On a terminal one line that changes, wiped to its old length; in a file a line now and then. Returns what there is to wipe."""
+    if not _terminal():
+        _say(sentence)
+        return 0
+    _say(sentence.ljust(shown), end="\r")
+    return len(sentence)
 
 
 def _left(status: dict[str, Any]) -> str:

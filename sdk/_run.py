@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import _capture, _console, _exit, _launch, _names, _process, _sender, _settings
+from . import _capture, _console, _exit, _keeper, _launch, _names, _process, _sender, _settings
 from ._config import Config, Summary
 from ._finish import wait_until_sent
 from ._ids import derived_id, is_id
@@ -41,6 +41,7 @@ class Run:
         self._closing = threading.Lock()
         self._stop_console: Callable[[], None] | None = None
         self._sender_started = False
+        self._leave_sender: Callable[[], None] = _no_keeper
         self.log: Callable[..., None] = _nothing
         if settings.mode != "disabled":
             self.writer = self._open_journal()
@@ -110,6 +111,7 @@ class Run:
             self._begin_capture,
             lambda: self._bootstrapped(writer, note),
             lambda: _exit.mark_signals(writer.folder),
+            lambda: _exit.mark_crashes(writer.folder),
             self._start_sender,
             self._start_console,
         ):
@@ -135,6 +137,7 @@ class Run:
             return
         self._sender_started = True
         _sender.start(self.writer.folder.parent, self.settings)
+        self._leave_sender = _keeper.keep(self.writer.folder.parent, self.settings)
 
     def _start_console(self) -> None:
         if self.settings.console:
@@ -154,6 +157,13 @@ class Run:
         """Note something at a time (and a step): `run.event("checkpoint", {"path": …})`."""
         if self.writer is not None:
             self.writer.emit({"type": "event", "name": str(name), "data": plain(dict(data or {}))}, step)
+
+    def log_later(self, data: Mapping[str, Any], step: int | None = None) -> None:
+        """See sdk.log_later."""
+        if self.writer is not None:
+            from . import _later
+
+            _later.log_later(self.writer, data, step)
 
     def define(self, pattern: str, **meaning: Any) -> None:
         """See sdk.define."""
@@ -199,6 +209,7 @@ class Run:
             error = given["error"]
             self.event("exception", {"type": error["type"], "message": error["message"]})
         writer.finish(given)
+        self._leave_sender()
         _exit.unmark_signals(writer.folder)
 
     def leave_open(self) -> bool:
@@ -326,7 +337,7 @@ def init(arguments: Mapping[str, Any], held: bool) -> Run:
     current = run
     _rebind_face(run)
     if settings.mode != "disabled":
-        _exit.install(_at_exit)
+        _exit.install(_at_exit, _thread_died)
         _greet(run)
         run.open()
         if launch.world_size == 1 and launch.kind == "python":
@@ -398,6 +409,11 @@ def lay_over(config: Any, overrides: Mapping[str, Any]) -> set[str]:
     return put
 
 
+def _thread_died(error: dict[str, Any]) -> None:
+    if current is not None:
+        current.event("exception", error)
+
+
 def _at_exit() -> None:
     run = current
     if run is None:
@@ -421,6 +437,10 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
+
+
+def _no_keeper() -> None:
+    """No sender of ours is to be kept at work."""
 
 
 def _nothing(data: Mapping[str, Any], step: int | None = None) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 MODES = ("online", "offline", "disabled")
+JOURNAL_MODES = ("map", "write")
 VERSION = "0.1.0"
 FINISH_SECONDS = 60.0
 
@@ -25,6 +26,7 @@ class Settings:
     token: str | None = field(default=None, repr=False)
     home: Path = field(default_factory=lambda: Path.home() / ".encore")
     journal: Path = field(default_factory=lambda: Path.home() / ".encore" / "sdk")
+    journal_mode: str = "map"
     run_id: str | None = None
     project: str | None = None
     name: str | None = None
@@ -51,6 +53,10 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
     except ValueError:
         complaints.append(f"ENCORE_FINISH_SECONDS={env['ENCORE_FINISH_SECONDS']!r} is no number; taken as {FINISH_SECONDS:.0f}")
         finish_seconds = FINISH_SECONDS
+    journal_mode = (env.get("ENCORE_JOURNAL_MODE") or "map").strip().lower()
+    if journal_mode not in JOURNAL_MODES:
+        complaints.append(f"ENCORE_JOURNAL_MODE={journal_mode!r} is none of {', '.join(JOURNAL_MODES)}; taken as map")
+        journal_mode = "map"
     home = home_folder(env)
     url, token = credentials(env)
     rerun, rerun_error = _rerun(env.get("ENCORE_RERUN"))
@@ -61,6 +67,7 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
         token=token,
         home=home,
         journal=Path(env.get("ENCORE_JOURNAL") or home / "sdk").absolute(),
+        journal_mode=journal_mode,
         run_id=env.get("ENCORE_RUN_ID") or (rerun or {}).get("run"),
         project=env.get("ENCORE_PROJECT") or None,
         name=env.get("ENCORE_NAME") or None,

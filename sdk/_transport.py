@@ -7,6 +7,7 @@ import http.client
 import json
 import socket
 import ssl
+import time
 import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -38,16 +39,27 @@ class Answer:
 
     @property
     def retry_after(self) -> float | None:
+        """Seconds, given as such or as a date (proxies do); at most ten minutes."""
+        said = self.headers.get("retry-after", "")
         try:
-            return min(600.0, max(0.0, float(self.headers.get("retry-after", ""))))
+            return min(600.0, max(0.0, float(said)))
         except ValueError:
+            pass
+        from email.utils import parsedate_to_datetime
+
+        try:
+            return min(600.0, max(0.0, parsedate_to_datetime(said).timestamp() - time.time()))
+        except (TypeError, ValueError, OverflowError):
             return None
 
     def error(self) -> ServerRefused:
         said = self.json()
         message = said.get("message") or self.body[:200].decode("utf-8", "replace") or "no message"
-        fields = said.get("fields")
-        return ServerRefused(self.status, str(said.get("code") or "http"), str(message), fields if isinstance(fields, dict) else {})
+        told = said.get("fields")
+        fields = dict(told) if isinstance(told, dict) else {}
+        if self.retry_after is not None:
+            fields["retry_after"] = self.retry_after
+        return ServerRefused(self.status, str(said.get("code") or "http"), str(message), fields)
 
 
 class Transport:

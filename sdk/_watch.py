@@ -15,6 +15,7 @@ from collections import deque
 from typing import Any
 
 from . import _run
+from ._device import capturing
 from ._plain import text
 from .errors import UsageError
 
@@ -77,6 +78,8 @@ class Watch:
         try:
             if self.run is None or self.run.finished or self.run is not _run.current:
                 return self._unhook()
+            if self.named and capturing(self.named[0][1]):
+                return None  # inside a CUDA graph's capture nothing may be asked of the device
             if self.waiting:
                 self._read()
             if self.steps % self.log_freq == 0:

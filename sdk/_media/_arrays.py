@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from .._device import capturing
 from ._base import MOST_RAW_BYTES, Refused
 
 
@@ -34,6 +35,8 @@ class Snapshot:
             value = value.detach()
             if hasattr(value, "full_tensor"):
                 raise Refused("a DTensor is spread over ranks; gather it yourself (x.full_tensor()) and log it on one of them")
+            if capturing(value):
+                raise Refused("a tensor inside a CUDA graph's capture has no value yet")
             self.shape, self.size = tuple(value.shape), value.numel() * value.element_size()
             _check(self.size)
             self.get = _torch_copy(torch, value)

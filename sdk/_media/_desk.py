@@ -73,7 +73,7 @@ def _of(writer: Any) -> Desk:
 class Desk:
     def __init__(self, writer: Any) -> None:
         self.writer = writer
-        self.changed = threading.Condition(threading.Lock())
+        self.changed = threading.Condition()
         self.waiting: deque[tuple[str, Media, int, dict[str, Any]]] = deque()
         self.bytes = 0
         self.busy = False
@@ -147,7 +147,7 @@ class Desk:
         self.writer.emit({"type": "media", "key": key, **doc}, step)
 
     def _lost(self, reason: str, sentence: str) -> None:
-        self.writer.dropped[reason] = self.writer.dropped.get(reason, 0) + 1
+        self.writer.losses.add(reason)
         self.writer.say(f"{sentence} (dropped and counted; said once)", reason)
 
     def settle(self) -> None:
@@ -165,5 +165,5 @@ class Desk:
             with contextlib.suppress(IndexError):
                 self._empty()
         elif left:
-            self.writer.dropped["media at the end"] = self.writer.dropped.get("media at the end", 0) + len(left)
+            self.writer.losses.add("media at the end", len(left))
             self.writer.say(f"{len(left)} media were not encoded within {seconds:.0f} s of the end and are lost (counted)")

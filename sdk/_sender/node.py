@@ -26,7 +26,7 @@ class Node:
         self.writer = Writer(
             run_folder.parent,
             about["run"],
-            SimpleNamespace(strict=False),
+            SimpleNamespace(strict=False, journal_mode=about.get("journal_mode", "map")),
             {
                 **{name: about[name] for name in told if name in about},
                 "kind": "node",
@@ -49,6 +49,7 @@ class Node:
         self._next_flush = time.monotonic() + limits.FLUSH_SECONDS
         self._fingerprints: Any = None
         self._threads: dict[str, threading.Thread] = {}
+        self._copied: set[str] = set()
         self._ending_since: float | None = None
         self.capture = capture
 
@@ -68,6 +69,8 @@ class Node:
             if facts is not None:
                 thread = threading.Thread(target=self._capture, args=(box.folder, facts), name="encore-capture", daemon=True)
                 self._threads[box.id] = thread
+                if facts.get("rank", 0) != 0:
+                    self._copied.add(box.id)  # rank 0's capture copies for all
                 thread.start()
         if self._next_sample is not None and self._ending_since is None:
             if self._sampler is not None:
@@ -101,8 +104,17 @@ class Node:
             except Exception as error:
                 self._failed("data", error)
 
-    def gone(self, writer: Outbox) -> None:
-        self.writer.emit({"type": "event", "name": "gone", "data": {"writer": writer.id, "exit_code": None}})
+    def gone(self, writer: Outbox, reason: str | None = None) -> None:
+        """reason: why the system ended it, where that is known."""
+        data: dict[str, Any] = {"writer": writer.id, "exit_code": None}
+        if reason is not None:
+            data |= {"signal": 9, "error": {"type": "OutOfMemory", "message": reason, "traceback": ""}}
+        self.writer.emit({"type": "event", "name": "gone", "data": data})
+
+    @property
+    def capturing(self) -> bool:
+        """The source is still being copied: whoever changes it now changes what is recorded."""
+        return any(thread.is_alive() for box, thread in self._threads.items() if box not in self._copied)
 
     def end(self) -> bool:
         """Asks everything to come to its end; True when the writer has said its last word."""
@@ -127,9 +139,14 @@ class Node:
         try:
             from .._capture import node
 
-            node.run(folder, facts, self.writer.emit, self.writer.put_blob, self.stop)
+            node.run(folder, facts, lambda doc: self._told(folder.name, doc), self.writer.put_blob, self.stop)
         except Exception as error:
             self._failed("capture", error)
+
+    def _told(self, box: str, doc: dict[str, Any]) -> None:
+        self.writer.emit(doc)
+        if doc.get("type") == "recipe" and doc.get("section") == "hardware":  # the last of what is copied at the start
+            self._copied.add(box)
 
     def throughput(self, writer: Outbox, doc: dict[str, Any]) -> None:
         """sdk.throughput() was called: from now on rank 0's steps are gauged."""

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
 import time
 from pathlib import Path
 from typing import Any
 
-from .. import _liveness, _wire
+from .. import _liveness, _secrets, _wire
 from .._ids import id_bytes
 from .._journal import write_json
-from .._plain import dumps
-from .._reader import Chunk, Reader, read_json
+from .._plain import dumps, text
+from .._reader import Chunk, Reader, first_record, read_json
 from .._records import DOC, NO_STEP, RECORD, RECORD_BYTES, SEGMENT_HEADER, SEGMENT_MAGIC, padded, segment_name
 from .._transport import Answer, Transport, compress
 from . import limits
+
+CRASH_BYTES = 64 << 10
+CRASHES = {  # faulthandler's words
+    "Segmentation fault": "SIGSEGV",
+    "Aborted": "SIGABRT",
+    "Bus error": "SIGBUS",
+    "Floating-point exception": "SIGFPE",
+    "Floating point exception": "SIGFPE",
+    "Illegal instruction": "SIGILL",
+}
 
 
 class Outbox:
@@ -30,12 +42,19 @@ class Outbox:
         self.next = int(ack.get("next") or 0) if trust_acks else 0
         self.sealed, self.gone_told = bool(ack.get("sealed")) and trust_acks, bool(ack.get("gone"))
         self.deleted: str | None = None
+        self.broken: str | None = None  # why it cannot be read
         self.opened = False
+        self._stalled: tuple[tuple[int, bool], float] | None = None  # bytes that do not become a record, and since when
         self.finish: dict[str, Any] | None = None
         self.finish_record: int | None = None
         self.missing_since: float | None = None
         self.dead = False
         self.max_records = 1 << 40
+        self.wait_until = 0.0  # after a refusal that concerns this writer alone
+        self._wait = 0.0
+        self._stuck: tuple[int, float, int] = (-1, 0.0, 0)  # (record, since, tries) that makes the server fail
+        self._posted = 0  # records of the last batch
+        self.set_aside_next = False
         self.reader = Reader(folder)
         self.eyes = Reader(folder)
 
@@ -47,7 +66,11 @@ class Outbox:
         while self.eyes.waiting() or self.dead:
             chunk = self.eyes.read(settled=self.dead, docs_only=True)
             if chunk is None:
+                at = (self.eyes.next, self.dead)
+                if self._stalled is None or self._stalled[0] != at:
+                    self._stalled = (at, time.monotonic())
                 break
+            self._stalled = None
             for number, _, _, doc in chunk.docs:
                 docs.append(doc)
                 if doc.get("type") == "event" and doc.get("name") == "finish":
@@ -58,6 +81,20 @@ class Outbox:
         return docs
 
     @property
+    def seen_all(self) -> bool:
+        """Nothing readable is left: what still lies there is the torn record of a process that died in it, and stays so."""
+        if not self.eyes.waiting():
+            return True
+        return self._stalled is not None and (self.dead or time.monotonic() - self._stalled[1] > limits.TORN_SECONDS)
+
+    @property
+    def lost_tail(self) -> tuple[int, int] | None:
+        """Records that are counted but cannot be read, behind all that can (first, last): told as a hole."""
+        if (self.dead or self.finish is not None) and self.seen_all and self.reader.next == self.next < self.eyes.next:
+            return self.next, self.eyes.next - 1
+        return None
+
+    @property
     def ended(self) -> bool:
         """It will write no more: it said so, or its process is gone."""
         return self.finish is not None or self.sealed or self.gone_told
@@ -65,7 +102,7 @@ class Outbox:
     @property
     def delivered(self) -> bool:
         """Everything of it that is known here has been acknowledged (or the server wants none of it)."""
-        return self.deleted is not None or (self.next >= self.eyes.next and not self.eyes.waiting())
+        return self.deleted is not None or (self.broken is None and self.next >= self.eyes.next and self.seen_all)
 
     @property
     def unsent(self) -> int:
@@ -96,6 +133,7 @@ class Outbox:
         return self.reader.read(limits.BATCH_RECORD_BYTES, settled=self.dead or self.finish is not None, records=self.max_records)
 
     def encode(self, chunk: Chunk, known: set[str]) -> tuple[bytes, str | None, list[str]]:
+        self._posted = chunk.last - chunk.first + 1
         body, hashes = _wire.encode(self.run, self.id, chunk, known)
         packed, encoding = compress(body)
         return packed, encoding, hashes
@@ -105,6 +143,20 @@ class Outbox:
         if encoding:
             headers["Content-Encoding"] = encoding
         return transport.send("POST", f"ingest/writers/{self.id}/batches", body, headers)
+
+    def wait(self) -> float:
+        """The next wait of this writer alone, doubled each time."""
+        self._wait = min(limits.LONGEST_WAIT_SECONDS, max(limits.FIRST_WAIT_SECONDS, self._wait * 2))
+        return self._wait
+
+    def taken(self) -> None:
+        self._wait, self._stuck = 0.0, (-1, 0.0, 0)
+
+    def failed(self, record: int) -> tuple[float, int, int]:
+        """(since when, how often, with how many records) a batch from this record on has made the server fail."""
+        at, since, tries = self._stuck
+        self._stuck = (record, since, tries + 1) if at == record else (record, time.monotonic(), 1)
+        return self._stuck[1], self._stuck[2], self._posted
 
     def acknowledged(self, next_record: int) -> None:
         """The server has everything below: say so on disk, and let go of segments that are wholly delivered (but the last)."""
@@ -132,10 +184,19 @@ class Outbox:
             self.reader.seek(chunk.first)
             return None
         error = answer.error()
+        self._keep_refused(chunk)
         line = {"first": chunk.first, "last": chunk.last, "status": answer.status, "code": error.code, "message": error.message}
         with open(self.folder / "refused.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
         return self.post(transport, _wire.encode_hole(self.run, self.id, chunk.first, chunk.last), None)
+
+    def _keep_refused(self, chunk: Chunk) -> None:
+        """The segment goes once all around it is delivered; what was refused stays, as the batch that it was."""
+        body, _ = _wire.encode(self.run, self.id, chunk)
+        with contextlib.suppress(OSError):
+            folder = self.folder / "refused"
+            folder.mkdir(exist_ok=True)
+            (folder / f"{chunk.first}-{chunk.last}.batch").write_bytes(body)
 
     def told_gone(self) -> None:
         self.gone_told = True
@@ -153,10 +214,12 @@ class Outbox:
         firsts = []
         for path in paths[1:]:
             try:
-                with open(path, "rb") as file:
-                    firsts.append(SEGMENT_HEADER.unpack(file.read(SEGMENT_HEADER.size))[4])
-            except (OSError, ValueError, IndexError, Exception):
+                first = first_record(path)
+            except Exception:
                 return
+            if first is None:
+                break
+            firsts.append(first)
         for path, following_first in zip(paths, firsts, strict=False):
             if following_first > upto:
                 return
@@ -166,6 +229,9 @@ class Outbox:
 
     def last_word(self) -> dict[str, Any] | None:
         """How a process ended that could not say it itself: what its C-level marks in the folder tell. None: nobody knows."""
+        crashed = self._crash()
+        if crashed is not None:
+            return crashed
         for path in self.folder.glob("signal-*"):
             try:
                 if path.stat().st_size:
@@ -180,6 +246,21 @@ class Outbox:
             return None
         code = int.from_bytes(status, "little", signed=True) & 0xFF
         return {"state": "failed" if code else "finished", "exit_code": code, "signal": None, "error": None, "dropped": {}}
+
+    def _crash(self) -> dict[str, Any] | None:
+        """What faulthandler wrote as the process died in C code: `Fatal Python error: Segmentation fault` and the stacks."""
+        try:
+            said = (self.folder / "crash").read_bytes()[:CRASH_BYTES].decode("utf-8", "replace")
+        except OSError:
+            return None
+        first = said.partition("\n")[0]
+        if not first.startswith("Fatal Python error: "):
+            return None
+        what = first.removeprefix("Fatal Python error: ")
+        name = CRASHES.get(what)
+        number = getattr(signal, name, None) if name else None
+        error = {"type": name or "Fatal Python error", "message": what, "traceback": text(_secrets.mask_text(said))}
+        return {"state": "failed", "exit_code": None, "signal": number and int(number), "error": error, "dropped": {}}
 
     def complete(self, data: dict[str, Any]) -> None:
         """Ends a dead writer's journal with its finish event, in a segment of its own. OSError if the folder cannot be written."""

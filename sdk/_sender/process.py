@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
-from .._reader import read_json
-from . import limits
+from . import adopt, limits
+from .adopt import run_folders, sweep, writers
 from .run import RunSender
 
-ADOPTED_ROUNDS = 16  # quiet rounds before an adopted run is left alone: a vanished process shows after two looks
+__all__ = ["main", "run_folders", "sweep", "writers"]
 
 
 def main(run_folder: str) -> int:
@@ -32,9 +30,14 @@ def main(run_folder: str) -> int:
         sender = RunSender(folder, url, token, capture=True, sample=True, may_stop=True)
         if not sender.elect():
             return 0
+        over = threading.Event()
+        adopting = adopt.in_background(folder.parent, folder, url, token, over) if url else None
         finished = _follow(sender, stopping)
-        if finished and url:
-            _adopt(folder.parent, folder, url, token, stopping)
+        over.set()
+        if adopting is not None:
+            adopting.join(limits.STOP_SECONDS)
+            if finished and not adopting.is_alive():
+                adopt.adopt(folder.parent, folder, str(url), token, stopping.is_set)
         sender.resign()
         if not finished or not _somebody_new(sender):
             return 0
@@ -42,7 +45,7 @@ def main(run_folder: str) -> int:
 
 def _follow(sender: RunSender, stopping: threading.Event) -> bool:
     """Until all is acknowledged and the trainers are gone; True if that came to pass."""
-    syncing = threading.Thread(target=_sync, args=(sender, stopping), name="encore-sync", daemon=True)
+    syncing = threading.Thread(target=_sync, args=(sender,), name="encore-sync", daemon=True)
     syncing.start()
     deadline = None
     while not sender.done:
@@ -50,16 +53,20 @@ def _follow(sender: RunSender, stopping: threading.Event) -> bool:
             return False
         if stopping.is_set() and deadline is None:
             deadline = time.monotonic() + limits.STOP_SECONDS
-        if deadline is not None and (time.monotonic() > deadline or sender.delivered):
+        # A scheduler's SIGTERM comes to the trainer at the same time: its last words are waited for.
+        if deadline is not None and (time.monotonic() > deadline or (sender.delivered and sender.ending)):
+            return False
+        if sender.given_up:
+            print(f"encore: nothing was taken for {limits.GIVE_UP_SECONDS / 3600:.0f} h: {sender.error}", file=sys.stderr)
             return False
         if not sender.step():
             time.sleep(limits.TICK_SECONDS)
-    sender._next_status = 0.0
-    sender._tell()
+    sender.sync()
+    sender.tell_end()
     return True
 
 
-def _sync(sender: RunSender, stopping: threading.Event) -> None:
+def _sync(sender: RunSender) -> None:
     while not sender.done:
         sender.sync()
         time.sleep(limits.SYNC_SECONDS)
@@ -70,59 +77,3 @@ def _somebody_new(sender: RunSender) -> bool:
     before = set(sender.outboxes)
     sender.rescan()
     return any(not box.ended for name, box in sender.outboxes.items() if name not in before)
-
-
-def _adopt(root: Path, own: Path, url: str, token: str | None, stopping: threading.Event) -> None:
-    """Runs that a death left behind are delivered by the next sender that has nothing else to do; delivered ones go after a day."""
-    for folder in run_folders(root):
-        if folder == own or stopping.is_set():
-            continue
-        abouts = writers(folder)
-        if not abouts or any(about.get("mode") != "online" or (about.get("url") or url) != url for about in abouts):
-            continue
-        sender = RunSender(folder, url, token)
-        if not sender.elect():
-            continue
-        try:
-            deadline = time.monotonic() + 60
-            settled = 0
-            while time.monotonic() < deadline and not stopping.is_set() and settled < ADOPTED_ROUNDS and not sender.error:
-                busy = sender.step()
-                if sender.done:
-                    break
-                settled = 0 if busy or not sender.delivered else settled + 1
-                if not busy:
-                    time.sleep(limits.TICK_SECONDS)
-            if sender.done:
-                sweep(folder)
-        except Exception as error:  # one broken folder does not keep the others
-            print(f"encore: {folder}: {type(error).__name__}: {error}", file=sys.stderr)
-        finally:
-            sender.resign()
-
-
-def sweep(folder: Path) -> bool:
-    """Removes a run's folder a day after its last writer was sealed."""
-    acks = [(path, read_json(path)) for path in folder.glob("*/ack.json")]
-    if (
-        not acks
-        or len(acks) < len(list(folder.glob("*/writer.json")))
-        or not all((ack or {}).get("sealed") or (ack or {}).get("gone") for _, ack in acks)
-    ):
-        return False
-    if time.time() - max(path.stat().st_mtime for path, _ in acks) < limits.KEEP_SEALED_SECONDS:
-        return False
-    shutil.rmtree(folder, ignore_errors=True)
-    return True
-
-
-def run_folders(root: Path) -> list[Path]:
-    """Folders below a journal root that hold writers."""
-    try:
-        return sorted(entry for entry in root.iterdir() if entry.is_dir() and any(entry.glob("*/writer.json")))
-    except OSError:
-        return []
-
-
-def writers(folder: Path) -> list[dict[str, Any]]:
-    return [about for path in sorted(folder.glob("*/writer.json")) if (about := read_json(path)) is not None]

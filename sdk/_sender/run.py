@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import signal
+import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
-from .. import _process
+from .. import _liveness, _process, _wire
 from .._journal import write_json
 from .._reader import read_json
 from .._transport import Answer, Transport
 from ..errors import EncoreError, ServerRefused, ServerUnreachable
-from . import LOCK, STATUS, limits
+from . import LOCK, STATUS, limits, oom
 from .blobs import Blobs
+from .durable import Durable
 from .node import Node
 from .outbox import Outbox
 
@@ -38,7 +42,7 @@ class RunSender:
         trust_acks: bool = True,
     ) -> None:
         self.folder, self.run = folder, folder.name
-        self.transport = Transport(url, token) if url else None
+        self.transport = Transport(url, token, limits.ANSWER_SECONDS) if url else None
         self.trust_acks = trust_acks
         self.blobs = Blobs(self.run, Transport(url, token), folder / "blobs.sent" if trust_acks else None) if url else None
         self.capture, self.sample, self.liveness, self.may_stop = capture, sample, liveness, may_stop
@@ -50,6 +54,12 @@ class RunSender:
         self.run_url: str | None = None
         self.stop_told = False
         self.only: str | None = None  # of one writer alone
+        self.durable = Durable(folder)
+        self.failing_since: float | None = None  # nothing has been taken since
+        self.taken_at = 0.0  # when the server last took something
+        self._ending_since: float | None = None
+        self._memory: dict[str, oom.Watch] = {}
+        self._claimed: set[frozenset[str]] = set()
         self._generation = 0
         self._wait_until = 0.0
         self._wait_seconds = 0.0
@@ -60,6 +70,8 @@ class RunSender:
         self._lock: Any = None
         self._uploads: threading.Thread | None = None
         self._uploads_error: str | None = None
+        self._uploads_asked = 0.0  # Retry-After
+        self._uploads_failing_since: float | None = None
         self._uploads_after = 0.0
         self._uploads_wait = 0.0
 
@@ -113,8 +125,23 @@ class RunSender:
             if name not in self.outboxes and (self.only in (None, name) or (self.node is not None and name == self.node.writer.id)):
                 about = read_json(self.folder / name / "writer.json")
                 if about is not None and about.get("writer") and isinstance(about.get("run"), dict):
-                    self.outboxes[name] = Outbox(self.folder / name, about, self.trust_acks)
+                    box = self.outboxes[name] = Outbox(self.folder / name, about, self.trust_acks)
+                    self._watch_memory(box)
                     self._new_attempt()
+
+    def _watch_memory(self, box: Outbox) -> None:
+        """While it lives: later nothing tells which control group it was in."""
+        if self.liveness and self._here(box) and not box.ended and (box.kind != "node" or box.child):
+            pid = int(box.about.get("pid") or 0)
+            start = _process.started(pid) if pid > 1 else None
+            if start is not None and abs(start - float(box.about.get("pid_started") or -1)) <= 0.02:
+                self._memory[box.id] = oom.Watch(pid, start)
+
+    @staticmethod
+    def _here(box: Outbox) -> bool:
+        """Whether its pid means something here."""
+        about = box.about
+        return about.get("pid_namespace", _process.pid_namespace()) == _process.pid_namespace() and about.get("host") == _process.host()
 
     @property
     def trainers(self) -> list[Outbox]:
@@ -152,9 +179,9 @@ class RunSender:
         """Documents that concern this host, and processes that are gone."""
         now = time.monotonic()
         for box in self.outboxes.values():
-            if box.sealed and box.eyes.next >= box.next > 0:
+            if (box.sealed and box.eyes.next >= box.next > 0) or box.broken:
                 continue
-            for doc in box.look():
+            for doc in self._seen(box):
                 if doc.get("type") == "opened" and self.node is not None:
                     self.node.opened(doc)
                 elif doc.get("type") == "throughput" and self.node is not None:
@@ -162,6 +189,7 @@ class RunSender:
         if not self.liveness or now < self._next_look:
             return
         self._next_look = now + limits.LOOK_SECONDS
+        self._see_claims()
         for box in self.trainers:
             if box.ended or box.check_alive(now) is not False:
                 continue
@@ -180,8 +208,39 @@ class RunSender:
                 self.error = f"{box.folder}: {error}"
             node = self.node or self._open_node(box)
             if node is not None and not node.closed:
-                node.gone(box)
+                watch = self._memory.get(box.id)
+                node.gone(box, watch.killed() if watch is not None else None)
                 box.told_gone()
+
+    def _seen(self, box: Outbox) -> list[dict[str, Any]]:
+        try:
+            return box.look()
+        except Exception as error:  # a journal of a later version, or one that no reader foresaw: it must not stop the other ranks
+            self._breaks(box, error)
+            return []
+
+    def _breaks(self, box: Outbox, error: Exception) -> None:
+        box.broken = f"{box.folder} cannot be read and stays as it is: {type(error).__name__}: {error}"
+        self.failing_since = self.failing_since or time.monotonic()
+        print(f"encore: {box.broken}", file=sys.stderr)
+        if not isinstance(error, EncoreError):
+            traceback.print_exception(error)
+
+    def _see_claims(self) -> None:
+        """Two living processes that say they are the same rank: both keep all they log, and the run's page says that there are two."""
+        ranks: dict[int, list[Outbox]] = {}
+        for box in self.trainers:
+            if not box.child and not box.ended:
+                ranks.setdefault(int(box.about.get("rank") or 0), []).append(box)
+        for rank, boxes in ranks.items():
+            ids = frozenset(box.id for box in boxes)
+            if len(boxes) < 2 or ids in self._claimed or self.node is None:
+                continue
+            living = [box for box in boxes if _liveness.alive(box.folder, box.about)]
+            if len(living) > 1:
+                self._claimed.add(ids)
+                data = {"rank": rank, "writers": [box.id for box in living], "pids": [box.about.get("pid") for box in living]}
+                self.node.writer.emit({"type": "event", "name": "rank_claimed_twice", "data": data})
 
     # Sending --------------------------------------------------------------------------------------------------------------------
 
@@ -191,13 +250,12 @@ class RunSender:
         busy = False
         boxes = sorted(self.outboxes.values(), key=lambda box: (box.kind == "node", box.about.get("started_us") or 0))
         for box in boxes:
-            if box.deleted or (box.sealed and box.delivered):
+            if box.deleted or box.broken or (box.sealed and box.delivered) or time.monotonic() < box.wait_until:
                 continue
             if box.kind == "node" and not box.opened and not _attempt_is_open(boxes):
                 continue
             try:
                 busy |= self._send_some(box)
-                self._worked()
             except ServerUnreachable as error:
                 self._back_off(str(error))
                 break
@@ -207,8 +265,17 @@ class RunSender:
                     self.error = error.message
                     self._write_refusal(box, error)
                     continue
+                if error.status in (400, 404, 405, 409, 422):  # of this writer alone: it must not hold up the others
+                    self.error, self.failing_since = str(error), self.failing_since or time.monotonic()
+                    box.wait_until = time.monotonic() + self._jittered(box.wait())
+                    continue
+                if self._poisonous(box, error):
+                    busy = True
+                    continue
                 self._back_off(str(error), error.fields.get("retry_after"))
                 break
+            except Exception as error:
+                self._breaks(box, error)
         return busy
 
     def _send_some(self, box: Outbox) -> bool:
@@ -216,13 +283,22 @@ class RunSender:
         assert self.transport is not None
         if not box.opened:
             said = box.open(self.transport)
+            self._worked()
             self.run_url = (said.get("run") or {}).get("url") or self.run_url
             self._heed(said)
         chunk = box.read()
         if chunk is None:
+            lost = box.lost_tail
+            if lost is not None:
+                return self._settle(box, box.post(self.transport, _wire.encode_hole(self.run, box.id, *lost), None), [])
             if not (self.folder / box.id / "ack.json").exists():
                 box.acknowledged(box.next)
             return False
+        if box.set_aside_next and chunk.last == chunk.first:
+            box.set_aside_next = False
+            failure = json.dumps({"code": "server_failed", "message": "the server fails on this record while it takes others"})
+            holed = box.refuse(self.transport, chunk, Answer(500, {}, failure.encode()))
+            return holed is None or self._settle(box, holed, [])
         body, encoding, hashes = box.encode(chunk, self.known)
         if len(body) > limits.BATCH_BYTES and chunk.last > chunk.first:
             box.max_records = max(1, (chunk.last - chunk.first + 1) // 2)
@@ -243,6 +319,9 @@ class RunSender:
     def _settle(self, box: Outbox, answer: Answer, hashes: list[str]) -> bool:
         if answer.ok:
             said = answer.json()
+            self.taken_at = time.monotonic()
+            self._worked()
+            box.taken()
             self.known.update(hashes)
             box.acknowledged(int(said.get("next", box.reader.next)))
             self._heed(said)
@@ -260,23 +339,63 @@ class RunSender:
             self.known.clear()
             return True
         box.again_from(box.next)  # what was read goes again later
-        if answer.retry_after is not None:
-            error.fields["retry_after"] = answer.retry_after
         raise error
 
+    def _poisonous(self, box: Outbox, error: ServerRefused) -> bool:
+        """The server fails on this writer's next records (500), again and again. Find the one that does it; set it aside only when
+        the server has taken others meanwhile, for else it is the server that is broken, and all of it goes later."""
+        if error.status != 500 or not box.opened:
+            return False
+        first_time, tries, size = box.failed(box.next)
+        if tries >= 3 and size > 1:
+            box.max_records = max(1, size // 2)
+            box.again_from(box.next)
+            return True
+        if (
+            size == 1
+            and tries >= limits.POISON_TRIES
+            and time.monotonic() - first_time >= limits.POISON_SECONDS
+            and self.taken_at > first_time
+        ):
+            box.set_aside_next = True
+            return True
+        return False
+
     def _worked(self) -> None:
-        self._wait_seconds, self.error = 0.0, None
+        self._wait_seconds, self.error, self.failing_since = 0.0, None, None
 
     def _back_off(self, why: str, seconds: Any = None) -> None:
         """Doubling, with jitter, so that a thousand senders do not come back in the same instant."""
         self.error = why
-        self._wait_seconds = min(limits.LONGEST_WAIT_SECONDS, max(limits.FIRST_WAIT_SECONDS, self._wait_seconds * 2))
-        wait = float(seconds) if isinstance(seconds, (int, float)) else self._wait_seconds
-        self._wait_until = time.monotonic() + wait * random.uniform(0.7, 1.3)  # noqa: S311 - jitter
+        now = time.monotonic()
+        if self.failing_since is None:
+            self.failing_since = now
+        longest = limits.LONGEST_WAIT_SECONDS
+        if self.ending and now - self.failing_since > limits.PATIENT_AFTER_SECONDS:
+            longest = limits.PATIENT_WAIT_SECONDS
+        self._wait_seconds = min(longest, max(limits.FIRST_WAIT_SECONDS, self._wait_seconds * 2))
+        wait = self._jittered(self._wait_seconds)
+        if isinstance(seconds, (int, float)):  # the server's own word: never before its time
+            wait = max(wait, float(seconds) * random.uniform(1.0, 1.3))  # noqa: S311 - jitter
+        self._wait_until = now + wait
+
+    @staticmethod
+    def _jittered(seconds: float) -> float:
+        return seconds * random.uniform(0.7, 1.3)  # noqa: S311 - jitter
+
+    @property
+    def given_up(self) -> bool:
+        """The trainers have ended and for a day nothing was taken: the next sender on this folder, or `encore sync`, goes on."""
+        now = time.monotonic()
+        if not self.ending:
+            self._ending_since = None
+            return False
+        if self._ending_since is None:
+            self._ending_since = now
+        failing = [since for since in (self.failing_since, self._uploads_failing_since) if since is not None]
+        return bool(failing) and now - max(min(failing), self._ending_since) > limits.GIVE_UP_SECONDS
 
     def _write_refusal(self, box: Outbox, error: ServerRefused) -> None:
-        import json
-
         line = {"first": box.next, "last": None, "status": error.status, "code": error.code, "message": error.message}
         with contextlib.suppress(OSError), open(box.folder / "refused.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -298,6 +417,8 @@ class RunSender:
             self._back_off(str(error))
         except ServerRefused as error:
             self.error = str(error)
+            if error.status in (429, 503):
+                self._back_off(str(error), error.fields.get("retry_after"))
 
     def _heed(self, answer: dict[str, Any]) -> None:
         if not answer.get("stop") or self.stop_told or not self.may_stop:
@@ -305,9 +426,8 @@ class RunSender:
         self.stop_told = True
         for box in self.trainers:
             about = box.about
-            here = about.get("pid_namespace", _process.pid_namespace()) == _process.pid_namespace() and about.get("host") == _process.host()
             pid = int(about.get("pid") or 0)
-            if box.ended or not here or pid <= 1 or box.check_alive(time.monotonic()) is not True:
+            if box.ended or not self._here(box) or pid <= 1 or box.check_alive(time.monotonic()) is not True:
                 continue
             start = _process.started(pid)
             if start is None or abs(start - float(about.get("pid_started") or -1)) > 0.02:
@@ -347,10 +467,11 @@ class RunSender:
             self._uploads = None
             if self._uploads_error is not None:
                 self._uploads_wait = min(limits.LONGEST_WAIT_SECONDS, max(limits.FIRST_WAIT_SECONDS, self._uploads_wait * 2))
-                self._uploads_after = now + self._uploads_wait * random.uniform(0.7, 1.3)  # noqa: S311 - jitter
-                self._uploads_error = None
+                self._uploads_after = now + max(self._jittered(self._uploads_wait), self._uploads_asked)
+                self._uploads_error, self._uploads_asked = None, 0.0
+                self._uploads_failing_since = self._uploads_failing_since or now
                 return
-            self._uploads_wait = 0.0
+            self._uploads_wait, self._uploads_failing_since = 0.0, None
         waiting = self.blobs.waiting(self._blob_folders())
         if waiting:
             self._uploads = threading.Thread(target=self._send_blobs, args=(waiting,), name="encore-blobs", daemon=True)
@@ -361,6 +482,8 @@ class RunSender:
         try:
             self.blobs.send(waiting)
         except (EncoreError, OSError) as error:
+            if isinstance(error, ServerRefused):
+                self._uploads_asked = float(error.fields.get("retry_after") or 0.0)
             self._uploads_error = f"blobs: {error}"
 
     # How far --------------------------------------------------------------------------------------------------------------------
@@ -369,7 +492,7 @@ class RunSender:
     def ending(self) -> bool:
         """Every trainer of this host has ended."""
         trainers = self.trainers
-        return bool(trainers) and all(box.ended or box.deleted for box in trainers)
+        return bool(trainers) and all(box.ended or box.deleted or box.broken for box in trainers)
 
     @property
     def delivered(self) -> bool:
@@ -383,23 +506,28 @@ class RunSender:
         if not self.ending or (self.node is not None and not (self.node.closed and self.node.writer.id in self.outboxes)):
             return False
         if self.transport is None or self.fatal:
-            return all(not box.eyes.waiting() for box in self.outboxes.values())
+            return all(box.seen_all for box in self.outboxes.values())
         return self.delivered
 
     @property
     def unsent(self) -> int:
         return sum(box.unsent for box in self.outboxes.values())
 
-    def _tell(self) -> None:
+    def _tell(self, over: bool = False) -> None:
         """sender.json, for the trainer's finish() and `encore status`."""
         now = time.monotonic()
+        done = self.done
         status = {
             "pid": os.getpid(),
             "unsent": self.unsent,
             "blobs": self.blobs_waiting() if now >= self._next_status else self._told.get("blobs", 0),
-            "error": self.error or self._uploads_error,
+            "error": self.error or self._uploads_error or next((box.broken for box in self.outboxes.values() if box.broken), None),
             "url": self.run_url,
-            "done": self.done,
+            "done": done or over,
+            "delivered": self.delivered if over else done and self.transport is not None,
+            "capturing": self.node is not None and self.node.capturing,
+            **({"refused": True} if any(box.deleted for box in self.outboxes.values()) else {}),
+            **({"disk": self.durable.failed} if self.durable.failed else {}),
             "alive": [box.id for box in self.trainers if not box.ended],
         }
         if status == self._told or (now < self._next_status and not status["done"]):
@@ -410,18 +538,16 @@ class RunSender:
             with contextlib.suppress(OSError):
                 write_json(self.folder / STATUS, status)
 
+    def tell_end(self) -> None:
+        """The last word: nothing is left to do here."""
+        self._next_status, self._told = 0.0, {}
+        self._tell(over=True)
+
     def sync(self) -> None:
         """What the journals hold goes to the disk, so that a power loss costs a second at most."""
-        for box in list(self.outboxes.values()):
-            paths = box.reader.segments()
-            if box.sealed or not paths:
-                continue
-            with contextlib.suppress(OSError):
-                fd = os.open(paths[-1], os.O_RDONLY)
-                try:
-                    os.fsync(fd)
-                finally:
-                    os.close(fd)
+        self.durable.step(
+            {name for name, box in list(self.outboxes.items()) if box.ended and (box.kind != "node" or box.child or box.sealed)}
+        )
 
 
 def _attempt_is_open(boxes: list[Outbox]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from collections.abc import Iterator
@@ -35,6 +34,4 @@ def down() -> Iterator[Server]:
 def shop(tmp_path: Path) -> Iterator[Shop]:
     made = Shop(tmp_path)
     yield made
-    for pid in made.senders():
-        with contextlib.suppress(OSError):
-            os.kill(pid, 9)
+    made.close()

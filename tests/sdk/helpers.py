@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -35,6 +36,7 @@ class Shop:
         self.work = folder / "work"
         self.home.mkdir()
         self.work.mkdir()
+        self.started: list[subprocess.Popen[str]] = []
 
     @property
     def journal(self) -> Path:
@@ -52,7 +54,7 @@ class Shop:
     ) -> subprocess.Popen[str]:
         script = self.work / "train.py"
         script.write_text(textwrap.dedent(program))
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, str(script), *arguments],
             env=self.environment(server, **env),
             cwd=cwd or self.work,
@@ -60,6 +62,8 @@ class Shop:
             stderr=subprocess.PIPE,
             text=True,
         )
+        self.started.append(process)
+        return process
 
     def run(self, program: str, server: Server | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
         process = self.start(program, server, **options)
@@ -75,6 +79,18 @@ class Shop:
 
         found = sorted(self.journal.glob("*/*/writer.json"))
         return [path.parent for path in found if json.loads(path.read_text())["kind"] == kind]
+
+    def close(self) -> None:
+        """Ends what a test left behind: its programs, and the senders of its journals, which would wait a day for a server that is gone."""
+        for process in self.started:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError, ValueError):
+                argv = path.read_bytes().decode("utf-8", "replace").split("\0")
+                if any(each.endswith("_sender/__main__.py") for each in argv) and any(each.startswith(f"{self.folder}/") for each in argv):
+                    os.kill(int(path.parent.name), 9)
 
     def senders(self) -> list[int]:
         """Pids of the senders at work on this home's journals, by their own status files."""

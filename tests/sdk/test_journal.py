@@ -149,16 +149,16 @@ def test_what_is_no_number_is_dropped_counted_and_said_once(tmp_path: Path, capf
     log.log({"x": 1.0}, step=1.5)
     log.log({"x": 1.0}, step="3")
     assert [value for _, _, value in points(log.folder)] == [0.5, 0.5, 0.5]
-    assert log.dropped["str"] == log.dropped["NoneType"] == log.dropped["complex"] == 3
-    assert log.dropped["step"] == 2
-    assert log.dropped["data"] == 1
-    assert capfd.readouterr().err.count("is str") == 1
+    assert log.dropped["str is no number"] == log.dropped["NoneType is no number"] == log.dropped["complex is no number"] == 3
+    assert log.dropped["step is no int"] == 2
+    assert log.dropped["data is no dict"] == 1
+    assert capfd.readouterr().err.count("str is no number") == 1
 
 
 def test_strict_raises(tmp_path: Path) -> None:
     """ENCORE_STRICT=1: what would be dropped raises, and logging goes on afterwards."""
     log = writer(tmp_path, strict=True)
-    with pytest.raises(ValueRefused, match="'name' is str"):
+    with pytest.raises(ValueRefused, match="'name': str is no number"):
         log.log({"name": "adam"})
     with pytest.raises(ValueRefused, match="step must be an int"):
         log.log({"x": 1.0}, step=0.5)
@@ -347,6 +347,8 @@ def test_a_newer_journal_is_refused_by_name(tmp_path: Path) -> None:
     log = writer(tmp_path)
     path = log.folder / "00000000.seg"
     path.write_bytes(b"ENCOREJ2" + path.read_bytes()[8:])
+    about = log.folder / "writer.json"
+    about.write_text(about.read_text().replace('"format":1', '"format":2'))
     with pytest.raises(FormatError, match="newer"):
         Reader(log.folder).read()
 

@@ -320,7 +320,7 @@ def test_what_cannot_be_logged_is_dropped_counted_and_said_and_the_rest_is_kept(
     writer.log({"loss": 1.0, "bad": sdk.Image("no-such-file.png"), "mixed": [sdk.Text("a"), 5], "word": "text"}, step=0)
     writer.log({"row": sdk.Table(columns=["a", "b"], rows=[[1]])}, step=1)
     writer.finish(END)
-    assert writer.dropped == {"media image": 1, "media table": 1, "list": 1, "str": 1}
+    assert writer.dropped == {"media image": 1, "media table": 1, "list is no number": 1, "str is no number": 1}
     assert media_of(writer) == []
     said = capfd.readouterr().err
     assert "'bad' is not logged: " in said

@@ -156,7 +156,7 @@ def _event(batch: _Batch, entry: dict, doc: dict) -> None:
     elif name == "gone":
         _gone(batch, entry, data)
     elif name == "dropped":
-        _dropped(batch, data)
+        _dropped(batch, entry, data)
 
 
 def _finish(batch: _Batch, entry: dict, data: dict) -> None:
@@ -164,8 +164,7 @@ def _finish(batch: _Batch, entry: dict, data: dict) -> None:
     batch.writer.save(update_fields=["finish"])
     dropped = data.get("dropped")
     if isinstance(dropped, dict) and dropped:
-        batch.run.dropped = _added(batch.run.dropped, dropped)
-        batch.fields.add("dropped")
+        _dropped(batch, entry, dropped)
     batch.ended = True
 
 
@@ -175,21 +174,44 @@ def _gone(batch: _Batch, entry: dict, data: dict) -> None:
     if gone is None or gone.finish is not None:
         return
     state = data.get("state") if isinstance(data.get("state"), str) else RunState.CRASHED.value
-    gone.finish = {"state": state, "exit_code": data.get("exit_code"), "signal": data.get("signal"), "gone": True, "time_us": _time(entry)}
+    gone.finish = {
+        "state": state,
+        "exit_code": data.get("exit_code"),
+        "signal": data.get("signal"),
+        "error": data.get("error"),
+        "gone": True,
+        "time_us": _time(entry),
+    }
     gone.save(update_fields=["finish"])
     if gone.id == batch.writer.id:
         batch.writer.finish = gone.finish
     batch.ended = True
 
 
-def _dropped(batch: _Batch, data: dict) -> None:
-    """Losses counted while the run goes on; ``finish`` carries the writer's whole count, so this is shown as an event alone."""
+def _dropped(batch: _Batch, entry: dict, counts: dict) -> None:
+    """Losses, told while the run goes on and with ``finish``: the writer's whole count each time. What is new is added to the run's."""
+    before = _last_told(batch, entry)
+    more = {reason: count - before.get(reason, 0) for reason, count in counts.items() if _is_count(count)}
+    more = {storable.text(reason, 250): count for reason, count in more.items() if count > 0}
+    if more:
+        batch.run.dropped = _added(batch.run.dropped, more)
+        batch.fields.add("dropped")
+
+
+def _last_told(batch: _Batch, entry: dict) -> dict[str, int]:
+    told = next((event for event in reversed(batch.events) if event.name == "dropped" and event.number != entry.get("n")), None)
+    told = told or Event.objects.filter(run=batch.run, writer=batch.writer, name="dropped").order_by("-number").first()
+    return {reason: count for reason, count in told.data.items() if _is_count(count)} if told is not None else {}
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _added(before: dict, more: dict) -> dict:
     total = dict(before)
     for reason, count in more.items():
-        if isinstance(count, int) and not isinstance(count, bool):
+        if _is_count(count):
             total[reason] = total.get(reason, 0) + count
     return total
 

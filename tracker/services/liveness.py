@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from datetime import timezone as zones
 
 from django.conf import settings
-from django.db.models import Max, Q
+from django.db.models import Count, Max, Q
 from django.utils import timezone
 
 from tracker.domain import lifecycle
@@ -15,6 +15,8 @@ from tracker.models import Run, Writer
 
 HEARTBEAT_EVERY = timedelta(seconds=5)
 """A run's heartbeat is written at most so often, however many batches come."""
+CLAIM = "rank_claimed_twice"
+CLAIM_AFTER = timedelta(seconds=15)
 
 
 def moment(time_us: int | None) -> datetime | None:
@@ -79,10 +81,34 @@ def is_alive(run: Run) -> None:
     heard(run.id)
     if run.state == RunState.CRASHED.value:
         settle(run)
+    _see_claims(run)
+
+
+def _see_claims(run: Run) -> None:
+    """One rank on two hosts at once: nothing is lost, the attempt rule decides which value counts, and the run's page says it once.
+
+    Two on one host are seen by their sender. The earlier one must have been heard of well after the later one came: a restart
+    elsewhere comes seconds after the last word of the node that died.
+    """
+    living = run.writers.filter(kind=Writer.Kind.TRAINER, finish__isnull=True, heartbeat_at__gt=timezone.now() - CLAIM_AFTER)
+    for rank in living.values("rank").annotate(hosts=Count("host", distinct=True)).filter(hosts__gt=1).values_list("rank", flat=True):
+        writers = list(living.filter(rank=rank).order_by("opened_at"))
+        latest = writers[-1]
+        both = [writer for writer in writers if writer.heartbeat_at > latest.opened_at + CLAIM_AFTER]
+        if len({writer.host for writer in both}) < 2:
+            continue
+        data = {"rank": rank, "writers": [writer.id for writer in both], "hosts": [writer.host for writer in both]}
+        if not run.events.filter(name=CLAIM, data__rank=rank, data__writers=data["writers"]).exists():
+            run.events.create(name=CLAIM, time_us=int(timezone.now().timestamp() * 1e6), data=data)
 
 
 def mark_silent() -> int:
-    """Runs that said nothing for ENCORE_SILENT_SECONDS are crashed. Returns how many; doing it twice at once is harmless."""
+    """Runs that said nothing for ENCORE_SILENT_SECONDS are crashed. Returns how many; doing it twice at once is harmless.
+
+    A sender speaks each 10 s and this is asked each 10 s (tracker/celery.py), so a run whose node vanished is crashed at most
+    ENCORE_SILENT_SECONDS + 10 s and the queue's own delay after its last sign of life: below the promised 90 s. Any later sign of
+    life of a trainer makes it run again (`is_alive`).
+    """
     now = timezone.now()
     limit = now - timedelta(seconds=settings.ENCORE_SILENT_SECONDS)
     silent = Q(heartbeat_at__lt=limit) | Q(heartbeat_at=None, created_at__lt=limit)

@@ -158,10 +158,29 @@ class TestTheEnd:
         send(self.finish(dropped={"full": 2}))
         assert send(self.finish(dropped={"full": 3, "odd": 1}), by=other).dropped == {"full": 5, "odd": 1}
 
+    def test_losses_are_shown_while_the_run_goes_on_and_counted_once(self, send):
+        """``dropped`` events and ``finish`` say the writer's whole count each time; a word without counts takes nothing back."""
+        _, other = send.open(send.run.id, rank=1)
+        dropped = {"type": "event", "name": "dropped", "data": {"disk: full": 2}}
+        run = send(dropped)
+        assert (run.state, run.dropped) == ("running", {"disk: full": 2})
+        more = {**dropped, "data": {"disk: full": 5, "str is no number": 1}}
+        assert send(dropped, more).dropped == {"disk: full": 5, "str is no number": 1}
+        assert send(dropped, by=other).dropped == {"disk: full": 7, "str is no number": 1}
+        assert send(self.finish(dropped={"disk: full": 6, "str is no number": 1})).dropped == {"disk: full": 8, "str is no number": 1}
+        assert send(self.finish(), by=other).dropped == {"disk: full": 8, "str is no number": 1}
+
     def test_a_vanished_trainer_crashed(self, send):
         _, node = send.open(send.run.id, kind="node")
         gone = {"type": "event", "name": "gone", "data": {"writer": send.writer.id, "exit_code": None}}
         assert send(gone, by=node).state == "crashed"
+
+    def test_a_trainer_that_the_system_ended_for_memory_says_so(self, send):
+        _, node = send.open(send.run.id, kind="node")
+        error = {"type": "OutOfMemory", "message": "killed by the system for want of memory (OOM)", "traceback": ""}
+        gone = {"type": "event", "name": "gone", "data": {"writer": send.writer.id, "exit_code": None, "signal": 9, "error": error}}
+        run = send(gone, by=node)
+        assert (run.state, run.signal, run.error) == ("crashed", 9, error)
 
     def test_its_own_late_word_counts_more_than_gone(self, send):
         _, node = send.open(send.run.id, kind="node")

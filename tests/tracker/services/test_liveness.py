@@ -43,6 +43,56 @@ def test_a_heartbeat_is_written_at_most_each_five_seconds(make_run, django_asser
     assert Run.objects.get(id=run.id).heartbeat_at == before
 
 
+def test_a_vanished_run_is_crashed_within_90_seconds_by_the_defaults():
+    """The sum of what is set: the limit, the question's own period, twice the period for a task that had to wait; with time to spare."""
+    from django.conf import settings
+
+    from sdk._sender import limits
+    from tracker.celery import app
+
+    asked = app.conf.beat_schedule["mark_silent_runs"]["schedule"]
+    assert settings.ENCORE_SILENT_SECONDS + 2 * asked <= 90
+    # Lifetime of a live run's silence: two heartbeats and one answer that never came, still below the limit.
+    assert 2 * limits.HEARTBEAT_SECONDS + limits.ANSWER_SECONDS < settings.ENCORE_SILENT_SECONDS
+    assert liveness.HEARTBEAT_EVERY.total_seconds() <= limits.HEARTBEAT_SECONDS
+
+
+def test_a_run_taken_for_crashed_runs_again_when_it_is_heard(open_writer, people, old):
+    """The node was cut off, not gone: its next heartbeat takes the crash back."""
+    from tracker.services import writers
+
+    run, writer = open_writer()
+    Run.objects.filter(id=run.id).update(heartbeat_at=old)
+    assert liveness.mark_silent() == 1
+    said = writers.heartbeat(user=people.alice, token=None, doc={"run": run.id, "host": "h", "writers": [{"id": writer.id, "alive": True}]})
+    run.refresh_from_db()
+    assert (said["state"], run.state, run.finished_at) == ("running", "running", None)
+
+
+def test_one_rank_on_two_hosts_at_once_is_an_event_said_once(open_writer, people):
+    """Both are heard of well after the second came; a dead node's last word before it is no claim."""
+    from tracker.services import writers
+
+    run, first = open_writer()
+    _, second = open_writer(run.id)
+    Writer.objects.filter(id=first.id).update(host="a")
+    Writer.objects.filter(id=second.id).update(host="b")
+
+    def beat(*living):
+        beats = [{"id": writer.id, "alive": True} for writer in living]
+        writers.heartbeat(user=people.alice, token=None, doc={"run": run.id, "host": "h", "writers": beats})
+        return [event.data for event in run.events.filter(name=liveness.CLAIM)]
+
+    assert beat(first, second) == []  # the second has only just come
+    Writer.objects.filter(id=second.id).update(opened_at=timezone.now() - timedelta(seconds=20))
+    Writer.objects.filter(id=first.id).update(opened_at=timezone.now() - timedelta(seconds=60))
+    Writer.objects.filter(id=first.id).update(heartbeat_at=timezone.now() - timedelta(seconds=10))
+    assert beat(second) == []  # the first may have died as the second came
+    for _ in range(2):
+        (data,) = beat(first, second)
+    assert data == {"rank": 0, "writers": [first.id, second.id], "hosts": ["a", "b"]}
+
+
 def test_the_trash_is_emptied_after_its_days_and_leaves_a_tombstone(make_run, people, alice):
     run = make_run()
     writer = run.writers.get()
