@@ -110,7 +110,7 @@ class Watch:
             norms = self._norms(tensors)
             spread = [self._spread(tensor) for tensor in tensors] if self.histograms else []
             device = norms.device
-            flat = torch.cat([norms, *[part.to(device) for part in spread]]) if spread else norms
+            flat = torch.cat([norms, *[_on(device, part) for part in spread]]) if spread else norms
             copy, event = self._to_cpu(flat)
         self.waiting.append((self.steps, copy, event, names))
         while len(self.waiting) > MOST_WAITING:
@@ -166,20 +166,19 @@ class Watch:
             for at, norm in zip(members, found, strict=True):
                 out[at] = norm
         device = tensors[0].device
-        return torch.stack([norm if norm.device == device else norm.to(device, non_blocking=True) for norm in out])
+        return torch.stack([_on(device, norm) for norm in out])
 
     def _spread(self, tensor: Any) -> Any:
         """[low, high, not finite, counts…] without a word to the CPU: histc over [0, 1] of scaled values needs no minimum read back."""
         torch = self.torch
         flat = tensor.flatten()
         stride = max(1, -(-flat.numel() // MOST_SAMPLED))
-        flat = flat[::stride].float()
-        finite = torch.isfinite(flat)
-        low = torch.where(finite, flat, math.inf).amin()
-        high = torch.where(finite, flat, -math.inf).amax()
-        scaled = torch.where(finite, (flat - low) / (high - low).clamp_min(1e-30), -1.0)  # what is not finite falls outside of [0, 1]
+        flat = (flat[::stride] if stride > 1 else flat).float()
+        odd = torch.logical_not(torch.isfinite(flat))
+        low, high = flat.masked_fill(odd, math.inf).amin(), flat.masked_fill(odd, -math.inf).amax()
+        scaled = ((flat - low) / (high - low).clamp_min(1e-30)).masked_fill(odd, -1.0)  # what is not finite falls outside of [0, 1]
         counts = torch.histc(scaled, self.bins, min=0.0, max=1.0)
-        return torch.cat([torch.stack([low, high, (~finite).sum().float()]), counts])
+        return torch.cat([torch.stack([low, high, odd.sum(dtype=torch.float32)]), counts])
 
     def _to_cpu(self, flat: Any) -> tuple[Any, Any]:
         if not flat.is_cuda:
@@ -244,6 +243,10 @@ class Watch:
             run._emit(
                 {"type": "define", "pattern": f"{self.prefix}{what}/*", "kind": "quality", "reduce": "norm" if self.sharded else "mean"}
             )
+
+
+def _on(device: Any, tensor: Any) -> Any:
+    return tensor if tensor.device == device else tensor.to(device, non_blocking=True)
 
 
 def _is_fsdp1(model: Any) -> bool:
