@@ -1,4 +1,4 @@
-"""Images and norms of a GPU's tensors: nothing of ours waits for the device in the loop. The GPU is stood in for (gpu.py): none is at hand."""
+"""Images and norms of a GPU's tensors: nothing of ours waits for the device. The GPU is stood in for (gpu.py): none is at hand."""
 
 from __future__ import annotations
 
