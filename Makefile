@@ -26,12 +26,12 @@ demo: ## nine real runs in the project "demo", in about three minutes
 	@exec $(BIN)/python make/demo.py $(UP)
 
 test: ## everything, against the real PostgreSQL, Redis, S3 server, Celery, torch and Chromium
-	@$(INSTALL) system server pages examples test torch
+	@$(INSTALL) system server pages examples test frameworks torch
 	@exec $(BIN)/python make/test.py $(ARGS)
 
 torture: ## the slow proofs in full size
-	@$(INSTALL) system server pages examples test torch
-	@ENCORE_TORTURE=1 exec $(BIN)/python -m tests.services run -- $(BIN)/python -m pytest -m "slow or not slow" tests/sdk $(ARGS)
+	@$(INSTALL) system server pages examples test frameworks torch
+	@ENCORE_TORTURE=1 exec $(BIN)/python -m tests.services run -- $(BIN)/python -m pytest tests/sdk tests/torture $(ARGS)
 
 bench: ## the budgets, measured; exits 1 on a missed one and lists it first
 	@$(INSTALL) server pages test

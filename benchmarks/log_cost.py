@@ -1,9 +1,10 @@
 """What `sdk.log` costs, beside the floor: a 24-byte record packed into a shared mmap by a plain Python function.
 
-    python benchmarks/log_cost.py [--json] [--seconds 2]
+    python benchmarks/log_cost.py [--json] [--repeats 5] [--seconds 1.5]
 
 Per call: perf_counter_ns around each, p50 and p99. The floor stores (key, step, value) and moves on; it knows no key lists, types, times
-or checksums, survives a kill as ours does, and is what the machine allows.
+or checksums, survives a kill as ours does, and is what the machine allows. Then, each in a process of its own with the real sender: p99
+while the server is up, refuses, stalls and resets; the journal by write(2); four threads (`_conditions`).
 """
 
 from __future__ import annotations
@@ -167,8 +168,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one JSON line a row")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=1.5, help="of each network condition, two rounds; 0: leave them out")
     options = parser.parse_args()
     rows = measure(options.repeats)
+    if options.seconds > 0:
+        import _conditions
+
+        rows += _conditions.rows(options.seconds, 2)
     for row in rows:
         if options.json:
             print(json.dumps(row, ensure_ascii=False))

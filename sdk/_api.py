@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from . import _numbers, _run
+from . import _mesh, _numbers, _run
 from ._config import Config, Summary
 from ._run import Run
 from .errors import UsageError
@@ -28,11 +28,14 @@ def init(
     rewind_to: int | None = None,
     mode: str | None = None,
     id: str | None = None,
+    mesh: Any = None,
+    sync_tensorboard: bool | None = None,
 ) -> Run:
     """Opens a run and returns it; also the context manager of it. Never waits for the network and never fails a run.
 
     config: what was chosen (a dict, an argparse Namespace, a dataclass). resume: "allow" or "must", with `id`. fork_from: (run, step).
-    mode: "online", "offline" or "disabled"; else ENCORE_MODE. All ranks of one launch join one run by themselves.
+    sync_tensorboard: what this process writes for TensorBoard becomes points too.
+    mode: "online", "offline" or "disabled"; else ENCORE_MODE. All ranks of one launch join one run by themselves. mesh: see set_mesh.
     """
     held = config is not None and sys.getrefcount(config) > _LITERAL
     if resume not in (None, "allow", "must", "never", "auto"):
@@ -50,10 +53,12 @@ def init(
         "rewind_to": rewind_to,
         "mode": mode,
         "id": id,
+        "sync_tensorboard": sync_tensorboard,
     }
     run = _run.init(arguments, held)
     if _seeded:
         _tell_seeds(run)
+    _mesh.begin(run, mesh)
     return run
 
 
@@ -101,19 +106,42 @@ def define(
     kind: str | None = None,
     reduce: str | None = None,
     result: bool | None = None,
+    over: Any = None,
+    same: bool | None = None,
 ) -> None:
-    """Say what keys mean, by glob: `define("val/*", goal="max", x="tokens", kind="quality", reduce="mean", result=True)`."""
+    """Say what keys mean, by glob: `define("val/*", goal="max", x="tokens", kind="quality", reduce="mean", result=True)`.
+
+    reduce, over: how ranks go together (docs/ranks.md): `define("grad_norm", reduce="norm", over=["tp", "pp"])`. same: all ranks log
+    equal values, so that other ones are pointed out.
+    """
     for word, value, allowed in (
         ("goal", goal, ("min", "max")),
         ("kind", kind, ("quality", "loss", "time", "rate", "schedule")),
-        ("reduce", reduce, ("mean", "sum", "max", "min", "last")),
+        ("reduce", reduce, ("mean", "sum", "max", "min", "last", "norm", "median")),
     ):
         if value is not None and value not in allowed:
             raise UsageError(f"{word} is one of {', '.join(allowed)}, not {value!r}")
+    axes = None if over is None else _mesh.axes(over)
     if _run.current is not None:
-        _run.current.define(pattern, goal=goal, x=x, kind=kind, reduce=reduce, result=result)
+        _run.current.define(pattern, goal=goal, x=x, kind=kind, reduce=reduce, result=result, over=axes, same=same)
     else:
         _no_run("define")
+
+
+def coordinates(**axes: int) -> None:
+    """Say where this rank stands: `coordinates(dp=0, tp=1)`. What a mesh, Megatron or ENCORE_COORDINATES say is found by itself."""
+    if _run.current is not None:
+        _mesh.given(_run.current, axes)
+    else:
+        _no_run("coordinates")
+
+
+def set_mesh(mesh: Any) -> None:
+    """Take this rank's coordinates from a torch DeviceMesh with named dimensions."""
+    if _run.current is not None:
+        _mesh.from_mesh(_run.current, mesh)
+    else:
+        _no_run("set_mesh")
 
 
 def alert(title: str, text: str = "", level: str = "info") -> None:

@@ -111,8 +111,8 @@ class _Tee:
 
 
 class _Console:
-    def __init__(self, emit: Callable[[dict[str, Any]], Any]) -> None:
-        self.emit = emit
+    def __init__(self, emit: Callable[[dict[str, Any]], Any], heard: Callable[[str, str], Any] | None = None) -> None:
+        self.emit, self.heard = emit, heard
         self.pid = os.getpid()
         self.stopped = False
         self._fresh()
@@ -173,6 +173,9 @@ class _Console:
             return
         _local.emitting = True
         try:
+            if self.heard is not None:
+                with contextlib.suppress(Exception):
+                    self.heard(tee.name, text)
             text = mask_text(_settle(text))
             for start in range(0, len(text), MAX_TEXT):
                 self.emit({"type": "log", "stream": tee.name, "text": text[start : start + MAX_TEXT]})
@@ -206,13 +209,13 @@ def _settle(text: str) -> str:
     return "\n".join(lines)
 
 
-def start(emit: Callable[[dict[str, Any]], Any]) -> Callable[[], None]:
-    """Begin to copy sys.stdout and sys.stderr into ``emit({"type": "log", "stream", "text"})``, masked.
+def start(emit: Callable[[dict[str, Any]], Any], heard: Callable[[str, str], Any] | None = None) -> Callable[[], None]:
+    """Begin to copy sys.stdout and sys.stderr into ``emit({"type": "log", "stream", "text"})``, masked. ``heard``: gets it as it was.
 
     Returns what ends it; never raises.
     """
     try:
-        console = _Console(emit)
+        console = _Console(emit, heard)
     except Exception:
         return lambda: None
     return console.stop

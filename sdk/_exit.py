@@ -64,13 +64,7 @@ def install(at_exit: Callable[[], None], thread_died: Callable[[dict[str, Any]],
         _bottom = frame
     _original_exit = sys.exit
 
-    def exit(status: Any = None, /) -> Any:
-        global _asked
-        _asked = exit_code(status)
-        return _original_exit(status)
-
-    exit.__doc__ = _original_exit.__doc__
-    sys.exit = exit
+    sys.exit = _exit
     previous = threading.excepthook
 
     def excepthook(args: Any, /) -> Any:
@@ -78,6 +72,17 @@ def install(at_exit: Callable[[], None], thread_died: Callable[[dict[str, Any]],
         return previous(args)
 
     threading.excepthook = excepthook
+
+
+def _exit(status: Any = None, /) -> Any:
+    """Exit the interpreter by raising SystemExit(status)."""
+    global _asked
+    _asked = exit_code(status)
+    return _original_exit(status)
+
+
+# So that it can be handed to a spawned process, as the original can: pickle finds it as sys.exit.
+_exit.__module__, _exit.__name__, _exit.__qualname__ = "sys", "exit", "exit"
 
 
 def _ended() -> None:

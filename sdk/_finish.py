@@ -14,8 +14,11 @@ from ._reader import read_json
 POLL_SECONDS = 0.05
 SAY_AFTER_SECONDS = 1.0
 SAY_EVERY_SECONDS = 1.0
+SAY_IN_A_FILE_EVERY_SECONDS = 10.0
 UNREACHABLE_SECONDS = 10.0  # nobody waits a minute for a server that is down: what is left goes over later anyway
+STILL_SECONDS = 5.0  # a sender that has said nothing new for so long, with records unsent, hangs in a call
 RESTART_SECONDS = 3.0
+GOES_ON = "the sender goes on by itself. If this machine goes away: encore sync"
 
 
 def wait_until_sent(run: Any, writer: Writer) -> None:
@@ -23,9 +26,9 @@ def wait_until_sent(run: Any, writer: Writer) -> None:
     with contextlib.suppress(Exception):
         _sender.start(writer.folder.parent, run.settings)  # unless one is at work: it goes on where a killed one stood
     try:
-        sealed, status = _wait(run, writer)
+        sealed, status, error = _wait(run, writer)
     except KeyboardInterrupt:
-        _say(f"no longer waiting; the sender goes on by itself. If this machine goes away: encore sync {writer.folder.parent}")
+        _say(f"no longer waiting; {GOES_ON} {writer.folder.parent}")
         raise
     if run.rank != 0:
         return
@@ -34,15 +37,18 @@ def wait_until_sent(run: Any, writer: Writer) -> None:
     elif sealed and not status.get("blobs"):
         _say(f"run {status.get('url') or run.url}: rank {run.rank} is complete")
     elif run.url is not None:
-        _say(f"{_left(status)}, not yet sent; the sender goes on by itself. If this machine goes away: encore sync {writer.folder.parent}")
+        why = f" ({error})" if error else ""
+        _say(f"{_left(status)}, not yet sent{why}; {GOES_ON} {writer.folder.parent}")
 
 
-def _wait(run: Any, writer: Writer) -> tuple[bool, dict[str, Any]]:
-    """(whether the server has this writer's last word, the sender's status)."""
+def _wait(run: Any, writer: Writer) -> tuple[bool, dict[str, Any], str | None]:
+    """(whether the server has this writer's last word, the sender's status, what is in the way)."""
     folder, run_folder = writer.folder, writer.folder.parent
     began = time.monotonic()
     deadline = began + run.settings.finish_seconds
     next_look, next_word, unreachable_since, shown = began + RESTART_SECONDS, began + SAY_AFTER_SECONDS, None, 0
+    before, moved = None, began
+    error: str | None = None
     try:
         while True:
             now = time.monotonic()
@@ -52,7 +58,11 @@ def _wait(run: Any, writer: Writer) -> tuple[bool, dict[str, Any]]:
             if sealed and (status.get("done") or (others and not status.get("blobs") and not status.get("capturing"))):
                 break
             error = status.get("error")
-            unreachable_since = (unreachable_since or now) if error else None
+            if status != before:
+                before, moved = status, now
+            if status and not error and not sealed and now - moved > STILL_SECONDS:
+                error = "the server takes the connection and does not answer"
+            unreachable_since = (unreachable_since or moved) if error else None
             if run.url is None or now >= deadline or (status.get("done") and status.get("refused")):
                 break
             if unreachable_since is not None and now - max(unreachable_since, began) > min(
@@ -63,14 +73,14 @@ def _wait(run: Any, writer: Writer) -> tuple[bool, dict[str, Any]]:
                 next_look = now + RESTART_SECONDS
                 _sender.start(run_folder, run.settings)
             if now >= next_word:
-                next_word = now + SAY_EVERY_SECONDS
+                next_word = now + (SAY_EVERY_SECONDS if _terminal() else SAY_IN_A_FILE_EVERY_SECONDS)
                 sentence = f"sending: {_left(status)}{f' ({error})' if error else ''}, {deadline - now:.0f} s left"
                 shown = _progress(sentence, shown)
             time.sleep(POLL_SECONDS)
     finally:
         if shown:
             _say("", end="\n")
-    return sealed, status
+    return sealed, status, error
 
 
 def _progress(sentence: str, shown: int) -> int:

@@ -46,6 +46,7 @@ from ._records import (
     SPARSE,
     SPARSE_ENTRY,
     padded,
+    segment_name,
 )
 from ._segments import Segments, load, store, write_record
 from .errors import ValueRefused
@@ -54,6 +55,7 @@ TAIL_BYTES = 16 << 10  # kept free at a segment's end, so that a full disk can s
 TAIL_EVENTS = 40  # of losses, in that tail
 RETRY_SECONDS = 5.0
 STALE_SECONDS = 0.5
+LOOK_SECONDS = 2.0  # between looks whether the folder is still there
 FINISH_SECONDS = 1.0  # for another thread's log() to come back
 MAX_PENDING_CALLS, MAX_PENDING_VALUES = 100_000, 1_000_000  # left by those who found the journal taken
 MAX_SIGNATURES = 1024  # of key lists as given: numpy's and Python's floats of one list can be mixed in 2**n ways
@@ -107,14 +109,13 @@ class Writer:
         self._full_until = 0.0
         self._no_room: str | None = None
         self._tail_events = 0
+        self._look_after = 0.0
         self._open()
 
     def _open(self) -> None:
         self._make_folder()
-        self._segments = Segments(self.folder, id_bytes(self.id), self.anchor_wall_us, self.mode, self._make_folder)
-        segment = self._segments.next(0)
-        self._hot(segment)
-        self._segments.touch(segment)
+        self._segments = Segments(self.folder, id_bytes(self.id), self.anchor_wall_us, self.mode)
+        self._hot(self._segments.next(0))
 
     def _make_folder(self) -> None:
         """At the start; and again when somebody has deleted it while the run goes on: what comes from now on is kept."""
@@ -366,6 +367,7 @@ class Writer:
             return self.losses.add("after finish")
         try:
             self._repair()
+            self._look_at_folder()
             body = dumps(plain(doc))
             if len(body) > DOC_BYTES:
                 digest = self.put_blob(body)
@@ -494,6 +496,9 @@ class Writer:
         self._move(segment, position, record, last_step, 0)  # whoever comes after an interrupt in here looks first (`_repair`)
         try:
             following = self._segments.next(record + 1)
+        except FileNotFoundError:
+            self._move(segment, position, record, last_step, limit)
+            return self._restore(values) and self._make_room(size, values, last)
         except (OSError, ValueError) as error:
             self._move(segment, position, record, last_step, limit)
             self._full_until = time.monotonic() + RETRY_SECONDS
@@ -504,6 +509,35 @@ class Writer:
         if was_full:
             self._emit_losses(monotonic_ns())
         return self._make_room(size, values, last)
+
+    def _restore(self, values: Any) -> bool:
+        """The folder was deleted under us: make it again and put what this process still holds, the current segment, back into it."""
+        segment, _, record, _, _ = self._where()
+        number = self._segments.number
+        held = os.dup(segment) if type(segment) is int else segment
+        try:
+            self._make_folder()
+            self._segments.clear()  # the spares went with it
+            self._go_on_in(self._segments.next(record + 1))
+            aside = self.folder / f".{segment_name(number)}"
+            aside.write_bytes(load(held, 0, SEGMENT_BYTES))
+            os.replace(aside, self.folder / segment_name(number))
+            return True
+        except (OSError, ValueError) as error:
+            self._full_until, self._no_room = time.monotonic() + RETRY_SECONDS, _reason(error)
+            return self._lost(values, self._no_room)
+        finally:
+            if type(segment) is int:
+                os.close(held)
+
+    def _look_at_folder(self) -> None:
+        """Somebody may delete it long before the next segment would meet that. Not in log(): a document's way has the time."""
+        now = time.monotonic()
+        if now < self._look_after or self._where()[0] is None:
+            return
+        self._look_after = now + LOOK_SECONDS
+        if not (self.folder / segment_name(self._segments.number)).exists() and not self.folder.exists():
+            self._restore(None)
 
     def _go_on_in(self, following: Any) -> None:
         self._declared.clear()
@@ -576,6 +610,7 @@ class Writer:
         deadline = time.monotonic() + FINISH_SECONDS
         while not self._tokens and time.monotonic() < deadline:  # a thread is inside log(): it is back in a moment
             time.sleep(0.001)
+        self._look_after = 0.0
         self.emit({"type": "event", "name": "finish", "data": {**data, "dropped": self.dropped_counts()}})
         if self._pending:  # it hangs in there, on a disk that does not answer: it writes this too when it comes back
             return

@@ -7,7 +7,6 @@ minute costs the trainer one lock call in a thread of its own.
 from __future__ import annotations
 
 import os
-import random
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +27,7 @@ def keep(run_folder: Path, settings: Settings) -> Callable[[], None]:
     def work() -> None:
         wait = LOOK_SECONDS
         # Jitter, so that the ranks of a node do not all start one in the same instant (which would be harmless: one is elected).
-        while not over.wait(wait * random.uniform(0.8, 1.2)):  # noqa: S311
+        while not over.wait(wait * (0.8 + os.urandom(1)[0] / 640)):
             if os.getpid() != pid:
                 return
             status = read_json(run_folder / _sender.STATUS) or {}

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import _capture, _console, _exit, _keeper, _launch, _names, _process, _sender, _settings
+from . import _capture, _console, _exit, _keeper, _launch, _names, _process, _sender, _settings, _stacks
 from ._config import Config, Summary
 from ._finish import wait_until_sent
 from ._ids import derived_id, is_id
@@ -35,12 +35,16 @@ class Run:
         self.id: str = about["id"]
         self.project: str = about["project"]
         self.finished = False
+        self.coordinates: dict[str, int] = {}
         self.url: str | None = f"{settings.url}/runs/{self.id}" if settings.url and settings.mode == "online" else None
         self.writer: Writer | None = None
         self._pid = os.getpid()
         self._closing = threading.Lock()
         self._stop_console: Callable[[], None] | None = None
+        self._panel: Any = None  # in a notebook
         self._sender_started = False
+        self._matcher: Any = None
+        self.adoptable = False  # begun by `encore run`: the program's own init may go on with it
         self._leave_sender: Callable[[], None] = _no_keeper
         self.log: Callable[..., None] = _nothing
         if settings.mode != "disabled":
@@ -96,6 +100,7 @@ class Run:
             "mode": self.settings.mode,
             "url": self.settings.url,
             "sdk_version": _settings.VERSION,
+            **({"tensorboard": True} if self.settings.tensorboard else {}),
         }
         # A forked child is no start of the rank: it is not counted as an attempt, and its end is not the run's.
         return facts if parent is None else {**facts, "kind": "node", "parent": parent}
@@ -110,15 +115,24 @@ class Run:
         for step in (
             self._begin_capture,
             lambda: self._bootstrapped(writer, note),
+            lambda: self._where_metrics_come_from(note is not None),
             lambda: _exit.mark_signals(writer.folder),
+            lambda: _stacks.install(writer.folder),
             lambda: _exit.mark_crashes(writer.folder),
             self._start_sender,
             self._start_console,
+            self._start_notebook,
         ):
             try:
                 step()
             except Exception as error:
                 writer.say(f"{type(error).__name__}: {error} (training goes on)")
+
+    def _where_metrics_come_from(self, bootstrapped: bool) -> None:
+        """Whoever plays the run again has to look for its numbers in the same places; the bootstrap follows TensorBoard by itself."""
+        asked = {"tensorboard": self.settings.tensorboard and not bootstrapped, "patterns": list(self.settings.patterns)}
+        if any(asked.values()):
+            self._emit({"type": "recipe", "section": "command", "value": {name: v for name, v in asked.items() if v}, "merge": True})
 
     def _bootstrapped(self, writer: Writer, note: str | None) -> None:
         if note is None:
@@ -141,7 +155,31 @@ class Run:
 
     def _start_console(self) -> None:
         if self.settings.console:
-            self._stop_console = _console.start(self._emit_console)
+            self._stop_console = _console.start(self._emit_console, self._metrics_in_lines())
+
+    def _metrics_in_lines(self) -> Callable[[str, str], None] | None:
+        """Hears the console where patterns were given (ENCORE_PATTERNS, `encore run --pattern`)."""
+        if not self.settings.patterns or self.writer is None:
+            return None
+        from . import _patterns
+
+        self._matcher = _patterns.matcher(self.settings.patterns, lambda values, step: self.log(values, step), self.writer.say)
+        return self._matcher.feed if self._matcher is not None else None
+
+    def _last_metrics(self) -> None:
+        """What TensorBoard's writers still hold, and the last printed line."""
+        if self._matcher is not None:
+            self._matcher.finish()
+        if self.settings.tensorboard:
+            from . import _tensorboard
+
+            _tensorboard.flush_writers()
+
+    def _start_notebook(self) -> None:
+        if "IPython" in sys.modules:
+            from . import _notebook
+
+            self._panel = _notebook.start(self)
 
     # Saying ---------------------------------------------------------------------------------------------------------------------
 
@@ -202,12 +240,17 @@ class Run:
         if self._stop_console is not None:
             with contextlib.suppress(Exception):
                 self._stop_console()
+        with contextlib.suppress(Exception):
+            self._last_metrics()
         if given is None:
             code = exit_code or 0
             given = {"state": "failed" if code else "finished", "exit_code": code, "signal": None, "error": None}
         if given["error"] is not None:
             error = given["error"]
             self.event("exception", {"type": error["type"], "message": error["message"]})
+        if self._panel is not None:
+            with contextlib.suppress(Exception):
+                self._panel.close(given["state"])
         writer.finish(given)
         self._leave_sender()
         _exit.unmark_signals(writer.folder)
@@ -223,6 +266,8 @@ class Run:
         if self._stop_console is not None:
             with contextlib.suppress(Exception):
                 self._stop_console()
+        with contextlib.suppress(Exception):
+            self._last_metrics()
         writer.settle()
         writer.drain()
         if self._sender_started:
@@ -237,6 +282,12 @@ class Run:
 
     def __repr__(self) -> str:
         return f"<Run {self.id} of {self.project}, rank {self.rank}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows for `run` at the end of a cell."""
+        from . import _notebook
+
+        return _notebook.summary(self, "ended" if self.finished else "open", self._panel.tail.last if self._panel is not None else {})
 
     # Forks ----------------------------------------------------------------------------------------------------------------------
 
@@ -327,8 +378,17 @@ def init(arguments: Mapping[str, Any], held: bool) -> Run:
         import dataclasses
 
         settings = dataclasses.replace(settings, mode=arguments["mode"])
+    if arguments.get("sync_tensorboard") is not None:
+        import dataclasses
+
+        settings = dataclasses.replace(settings, tensorboard=bool(arguments["sync_tensorboard"]))
     for complaint in (*settings.complaints, *([settings.rerun_error] if settings.rerun_error else [])):
         _settings_say(complaint)
+    if current is not None and current.adoptable:
+        from ._adopt import adopt
+
+        if adopt(current, arguments, held):
+            return current
     if current is not None:
         current.finish()
     launch = _launch.detect()

@@ -35,6 +35,8 @@ class Settings:
     finish_seconds: float = FINISH_SECONDS
     strict: bool = False
     console: bool = True
+    tensorboard: bool = False  # event files that the program writes become points
+    patterns: tuple[str, ...] = ()  # of console lines that become points
     rerun: dict[str, Any] | None = None
     rerun_error: str | None = None
     complaints: tuple[str, ...] = ()  # what the environment said that means nothing, for one line on stderr
@@ -76,6 +78,8 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
         finish_seconds=finish_seconds,
         strict=_true(env.get("ENCORE_STRICT")),
         console=env.get("ENCORE_CONSOLE", "").strip().lower() not in ("0", "off", "false", "no"),
+        tensorboard=_true(env.get("ENCORE_TENSORBOARD")),
+        patterns=tuple(line for line in env.get("ENCORE_PATTERNS", "").split("\n") if line.strip()),
         rerun=rerun,
         rerun_error=rerun_error,
         complaints=tuple(complaints),

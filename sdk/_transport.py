@@ -62,6 +62,24 @@ class Answer:
         return ServerRefused(self.status, str(said.get("code") or "http"), str(message), fields)
 
 
+class Opened:
+    """An answer that is read as it comes. ServerUnreachable when it breaks off."""
+
+    def __init__(self, transport: Transport, response: http.client.HTTPResponse) -> None:
+        self._transport, self._response = transport, response
+
+    def read(self, size: int) -> bytes:
+        with _said(self._transport.url):
+            return self._response.read(size)
+
+    def read1(self, size: int) -> bytes:
+        with _said(self._transport.url):
+            return self._response.read1(size)
+
+    def close(self) -> None:
+        self._transport.close()
+
+
 class Transport:
     """One connection to the server; not for several threads at once."""
 
@@ -132,6 +150,23 @@ class Transport:
         if expected is not None and size != expected:
             raise ServerUnreachable(f"{self.url}: the answer broke off after {size} of {expected} bytes")
         return size
+
+    def open(self, method: str, path: str, body: bytes | None, answer_seconds: float) -> Opened:
+        """A streamed answer on this connection, which serves nothing else until it is closed. ServerRefused for any status but 200."""
+        self.close()
+        sent = {"User-Agent": f"encore-sdk/{VERSION}", **({"Authorization": f"Bearer {self.token}"} if self.token else {})}
+        if body is not None:
+            sent["Content-Type"] = "application/json"
+        with _said(self.url):
+            connection = self._connect()
+            connection.sock.settimeout(answer_seconds)
+            connection.request(method, f"{self._path}/api/v1/{path}", body=body, headers=sent)
+            response = connection.getresponse()
+            if response.status != 200:
+                answer = Answer(response.status, {name.lower(): value for name, value in response.getheaders()}, response.read())
+                self.close()
+                raise answer.error()
+        return Opened(self, response)
 
     def _connect(self) -> http.client.HTTPConnection:
         if self._connection is None:

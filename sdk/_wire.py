@@ -19,7 +19,7 @@ from .errors import FormatError
 MAGIC = b"ENCW"
 VERSION = 1
 HEAD = struct.Struct("<4sHHII")  # magic, version, flags, header bytes, crc of everything behind
-LOCAL_ONLY = frozenset(("opened",))  # the sender's own business (docs/formats.md, *Documents*)
+LOCAL_ONLY = frozenset(("opened", "followed"))  # the sender's own business (docs/formats.md, *Documents*)
 
 assert (array("I").itemsize, array("q").itemsize) == (4, 8)
 
@@ -79,7 +79,7 @@ def pack(header: Mapping[str, Any], columns: list[bytes]) -> bytes:
 
 
 def _dense_columns(rows: list[Any], keys: int, chunk: Chunk) -> list[bytes]:
-    joined = memoryview(b"".join(rows)).cast("Q")
+    joined = memoryview(b"".join(rows)).cast("q")  # times may lie before the anchor: what was read from a file is older than its writer
     stride = RECORD_BYTES // 8 + keys
     first, anchor = chunk.first, chunk.anchor_wall_us
     records = array("I", [n - first for n in joined[2::stride].tolist()])

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import Any
 
+NOT_YET = "comes with a later version of Encore"
+
 
 class EncoreError(Exception):
     """Root of all errors of the SDK."""

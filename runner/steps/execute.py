@@ -49,6 +49,10 @@ def run(job: Job) -> str:
     }
     if job.order.command.get("bootstrap"):
         env["ENCORE_RUN_NOTE"] = os.devnull  # so that the rerun's recipe says it too; how the program ended we see ourselves
+    if job.order.command.get("tensorboard"):
+        env["ENCORE_TENSORBOARD"] = "1"
+    if job.order.command.get("patterns"):
+        env["ENCORE_PATTERNS"] = "\n".join(map(str, job.order.command["patterns"]))  # its metrics come out of what it prints
     affinity, difference = devices.affinity_for(job.order.numerics.get("threads") or {})
     if difference:
         job.differs("usable cores", (job.order.numerics.get("threads") or {}).get("cores"), len(devices.usable_cores()))

@@ -58,6 +58,7 @@ class Snapshot:
         self.changed: list[str] = []
         self.gaps: list[dict[str, str]] = []
         self.mounts: list[dict[str, str]] = []
+        self.own: tuple[bytes, ...] = ()  # Encore's own folders below the root: journals, and a server's data with its keys
         self.bytes = 0
 
     def add(self, file: bytes, name: bytes, state: str, by_rule: bool = False) -> None:
@@ -66,6 +67,8 @@ class Snapshot:
         `by_rule`: only what looks like a program's.
         """
         if name in self.entries or self.stop.is_set() or paths.is_own(os.path.realpath(os.fsdecode(file))):
+            return
+        if self.own and os.path.realpath(file).startswith(self.own):
             return
         try:
             found = os.lstat(file)
@@ -271,6 +274,9 @@ def take(
     if not root or not os.path.isdir(root):
         root, _ = paths.source_root(entry, cwd)
     snapshot = Snapshot(put_blob, capture.get("started_us") or 0, stop)
+    inside = os.path.join(os.path.realpath(root), "")
+    below = [os.path.join(os.path.realpath(each), "") for each in paths.encore_folders()]
+    snapshot.own = tuple(os.fsencode(each) for each in below if each != inside and each.startswith(inside))
     facts: dict[str, Any] | None = None
     wide = paths.too_wide(root)
     if os.path.exists(os.path.join(root, ".git")):

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from .. import _settings
+from .. import _patterns, _settings
 from .._run import NOTE_VARIABLE
 from ..errors import UsageError
 
@@ -31,6 +31,15 @@ def register(commands: Any) -> None:
     )
     parser.add_argument("--project")
     parser.add_argument("--name")
+    parser.add_argument(
+        "--pattern",
+        action="append",
+        default=[],
+        metavar="REGEX",
+        help="metrics in printed lines: named groups are keys, `step` is the step; may be given several times",
+    )
+    parser.add_argument("--patterns", choices=["auto", "off"], help="auto: find the usual metrics in printed lines")
+    parser.add_argument("--no-tensorboard", action="store_true", help="do not follow TensorBoard's event files")
     parser.add_argument("program", nargs=argparse.REMAINDER, metavar="-- COMMAND …")
     parser.set_defaults(perform=perform)
 
@@ -44,7 +53,26 @@ def perform(options: argparse.Namespace) -> int:
     for name, value in (("ENCORE_PROJECT", options.project), ("ENCORE_NAME", options.name)):
         if value:
             environment[name] = value
+    patterns = _patterns_asked(options.pattern, options.patterns)
+    if patterns is not None:
+        environment["ENCORE_PATTERNS"] = patterns
+    if options.no_tensorboard:
+        environment["ENCORE_TENSORBOARD"] = "0"
     return supervise(bootstrapped(program), environment)
+
+
+def _patterns_asked(given: list[str], builtin: str | None) -> str | None:
+    """For ENCORE_PATTERNS, one a line; None leaves what the environment says. A pattern that cannot work is said before anything runs."""
+    if not given and builtin is None:
+        return None
+    for text in given:
+        try:
+            _patterns.compiled([text])
+        except (re.error, ValueError, RecursionError) as error:
+            raise UsageError(f"--pattern {text}: {error}") from None
+        if "\n" in text:
+            raise UsageError("a pattern is one line")
+    return "\n".join([*given, *(["auto"] if builtin == "auto" else [])])
 
 
 def bootstrapped(program: list[str]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 from typing import Any
 
 from .._query import Api
@@ -23,8 +22,7 @@ def register(subparsers: Any) -> None:
 
 def _run(api: Api, args: argparse.Namespace) -> int:
     limit = args.limit if args.limit is not None else (None if args.json else 50)
-    found = api.runs(project=args.project, filter=args.filter, sort=args.sort, state=args.state)
-    runs = list(itertools.islice(found, limit))
+    runs = list(api.runs(project=args.project, filter=args.filter, sort=args.sort, state=args.state, limit=limit))
     if args.json:
         print_json({"results": [run.data for run in runs]})
     elif runs:

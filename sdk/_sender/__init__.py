@@ -32,6 +32,7 @@ def start(run_folder: Path, settings: Settings) -> bool:
         if value:
             environment[name] = value
     environment["ENCORE_HOME"] = str(settings.home)
+    environment.setdefault("MALLOC_ARENA_MAX", "1")  # its threads take turns: an arena each would cost 10 MB
     command = [sys.executable, "-I", str(Path(__file__).with_name("__main__.py")), str(run_folder)]
     options: dict[str, Any] = {"env": environment, "cwd": "/", "stdin": subprocess.DEVNULL, "close_fds": True}
     try:

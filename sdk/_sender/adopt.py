@@ -74,12 +74,12 @@ def _deliver(folder: Path, url: str, token: str | None, stopping: Callable[[], b
         quiet = 0
         while not stopping() and quiet < ADOPTED_ROUNDS and not sender.error:
             busy = sender.step()
-            if sender.done:
-                break
+            if sender.done or any(_liveness.alive(box.folder, box.about) for box in sender.trainers if not box.ended):
+                break  # over, or somebody has come who has or starts a sender of its own
             quiet = 0 if busy or not sender.delivered else quiet + 1
             if not busy:
                 time.sleep(limits.TICK_SECONDS)
-        if sender.done or sender.delivered:
+        if sender.done or (sender.delivered and sender.ending):
             sender.sync()
             sender.tell_end()
             sweep(folder)

@@ -2,43 +2,50 @@
 
 What `log()` has returned lies in the page cache, where it survives any death of a process. Only the machine's own end can take it, and
 the kernel alone would write it within some thirty seconds. So each second: the segment that is written to; each earlier one once more
-after it stopped being the last; writer.json, capture.json and blobs once; and each folder whose names have changed.
+after it stopped being the last; writer.json, capture.json and blobs (unless the store has them) once; and each folder whose names have
+changed.
 """
 
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable, Container
 from pathlib import Path
 
 ONCE = ("writer.json", "capture.json")
+BLOBS_SECONDS = 0.3  # of each round
 
 
 class Durable:
     """Not thread-safe; lives in the sender's sync thread, which waits for no network."""
 
-    def __init__(self, run_folder: Path) -> None:
-        self.run_folder = run_folder
+    def __init__(self, run_folder: Path, sent: Callable[[], Container[str]] = frozenset) -> None:
+        """sent: names of blobs that the store has; they need no disk of ours."""
+        self.run_folder, self.sent = run_folder, sent
         self.failed: str | None = None  # a sync that failed is no sync: the kernel has dropped what it could not write
         self._whole: set[tuple[str, int]] = set()  # files that change no more and are on the disk, by path and inode
         self._names: dict[str, frozenset[str]] = {}
         self._resting: set[str] = set()
 
     def step(self, ended: set[str]) -> None:
-        """One round. ended: writers that will write no more; they are synced once more and then left alone."""
-        names = self._listed(self.run_folder)
-        for name in sorted(names):
-            folder = self.run_folder / name
-            if name in self._resting or not (folder / "writer.json").exists():
-                continue
-            at_end = name in ended
-            self._writer(folder, at_end)
-            if at_end:
-                self._resting.add(name)
-        writers = frozenset(name for name in names if (self.run_folder / name / "writer.json").exists())
-        if self._names.get("") != writers:
+        """One round. ended: writers that will write no more; they are synced once more and then left alone.
+
+        The points first. Blobs (a source of thousands of files) take what is left of the second, and go on in the next.
+        """
+        names = [name for name in sorted(self._listed(self.run_folder)) if (self.run_folder / name / "writer.json").exists()]
+        resting = {name for name in names if name in ended and name in self._resting}
+        for name in names:
+            if name not in resting:
+                self._writer(self.run_folder / name, name in ended)
+        if self._names.get("") != frozenset(names):
             done = self._sync(self.run_folder) and self._sync(self.run_folder.parent)
             if done:
-                self._names[""] = writers
+                self._names[""] = frozenset(names)
+        until = time.monotonic() + BLOBS_SECONDS
+        for name in names:
+            if name not in resting and self._blobs(self.run_folder / name / "blobs", until) and name in ended:
+                self._resting.add(name)
 
     def _writer(self, folder: Path, at_end: bool) -> None:
         names = self._listed(folder)
@@ -50,15 +57,26 @@ class Durable:
         for name in ONCE:
             if name in names:
                 self._once(folder / name)
-        blobs = frozenset(name for name in self._listed(folder / "blobs") if not name.startswith("."))
-        if blobs and self._names.get(f"{folder.name}/blobs") != blobs:
-            whole = [self._once(folder / "blobs" / name) for name in sorted(blobs)]
-            if all(whole) and self._sync(folder / "blobs"):
-                self._names[f"{folder.name}/blobs"] = blobs
         lasting = frozenset(name for name in names if not name.startswith("."))
         # Last: a name may stand on the disk only when what it names does.
         if (self._names.get(folder.name) != lasting or at_end) and self._sync(folder):
             self._names[folder.name] = lasting
+
+    def _blobs(self, folder: Path, until: float) -> bool:
+        """True if all of them are on the disk."""
+        blobs = frozenset(name for name in self._listed(folder) if not name.startswith("."))
+        if self._names.get(str(folder), frozenset()) == blobs:
+            return True
+        sent = self.sent()
+        for name in sorted(blobs):
+            if name not in sent and not self._once(folder / name):
+                return False
+            if time.monotonic() > until:
+                return False
+        if self._sync(folder):
+            self._names[str(folder)] = blobs
+            return True
+        return False
 
     def _once(self, path: Path) -> bool:
         try:

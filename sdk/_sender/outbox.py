@@ -57,6 +57,7 @@ class Outbox:
         self.set_aside_next = False
         self.reader = Reader(folder)
         self.eyes = Reader(folder)
+        self.docs = 0  # seen; what is seen beside them are points
 
     # Seeing ---------------------------------------------------------------------------------------------------------------------
 
@@ -70,6 +71,7 @@ class Outbox:
                 if self._stalled is None or self._stalled[0] != at:
                     self._stalled = (at, time.monotonic())
                 break
+            self.docs += len(chunk.docs)
             self._stalled = None
             for number, _, _, doc in chunk.docs:
                 docs.append(doc)

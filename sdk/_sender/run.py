@@ -17,6 +17,7 @@ from typing import Any
 from .. import _liveness, _process, _wire
 from .._journal import write_json
 from .._reader import read_json
+from .._tensorboard.follower import Followers
 from .._transport import Answer, Transport
 from ..errors import EncoreError, ServerRefused, ServerUnreachable
 from . import LOCK, STATUS, limits, oom
@@ -24,6 +25,7 @@ from .blobs import Blobs
 from .durable import Durable
 from .node import Node
 from .outbox import Outbox
+from .stacks import Stacks
 
 
 class RunSender:
@@ -48,13 +50,14 @@ class RunSender:
         self.capture, self.sample, self.liveness, self.may_stop = capture, sample, liveness, may_stop
         self.outboxes: dict[str, Outbox] = {}
         self.node: Node | None = None
+        self.followers = Followers(folder)  # TensorBoard's files; at work only in the elected sender
         self.known: set[str] = set()
         self.error: str | None = None
         self.fatal: str | None = None  # the server will have nothing of this run
         self.run_url: str | None = None
         self.stop_told = False
         self.only: str | None = None  # of one writer alone
-        self.durable = Durable(folder)
+        self.durable = Durable(folder, lambda: self.blobs.done if self.blobs is not None else ())
         self.failing_since: float | None = None  # nothing has been taken since
         self.taken_at = 0.0  # when the server last took something
         self._ending_since: float | None = None
@@ -74,6 +77,7 @@ class RunSender:
         self._uploads_failing_since: float | None = None
         self._uploads_after = 0.0
         self._uploads_wait = 0.0
+        self.stacks = Stacks(self)
 
     # Election -------------------------------------------------------------------------------------------------------------------
 
@@ -108,7 +112,10 @@ class RunSender:
         self._look()
         if self.node is not None:
             self.node.step(self.trainers)
-        busy = self._deliver()
+        self._tell()  # also before a call that may take half a minute
+        self.stacks.step()
+        more = self._lock is not None and self.only is None and self.followers.step(self.trainers)
+        busy = self._deliver() or more
         self._upload()
         self._heartbeat()
         if self.ending and self.node is not None and not self.node.closed and self.node.end():
@@ -182,6 +189,8 @@ class RunSender:
             if (box.sealed and box.eyes.next >= box.next > 0) or box.broken:
                 continue
             for doc in self._seen(box):
+                if doc.get("type") == "opened" and self._lock is not None and self.only is None:
+                    self.followers.opened(box, doc)
                 if doc.get("type") == "opened" and self.node is not None:
                     self.node.opened(doc)
                 elif doc.get("type") == "throughput" and self.node is not None:
@@ -221,7 +230,7 @@ class RunSender:
 
     def _breaks(self, box: Outbox, error: Exception) -> None:
         box.broken = f"{box.folder} cannot be read and stays as it is: {type(error).__name__}: {error}"
-        self.failing_since = self.failing_since or time.monotonic()
+        self.error, self.failing_since = box.broken, self.failing_since or time.monotonic()
         print(f"encore: {box.broken}", file=sys.stderr)
         if not isinstance(error, EncoreError):
             traceback.print_exception(error)
@@ -361,8 +370,14 @@ class RunSender:
             return True
         return False
 
+    @property
+    def _broken(self) -> str | None:
+        return next((box.broken for box in self.outboxes.values() if box.broken), None)
+
     def _worked(self) -> None:
-        self._wait_seconds, self.error, self.failing_since = 0.0, None, None
+        self._wait_seconds, self.error = 0.0, self._broken
+        if self._broken is None:
+            self.failing_since = None
 
     def _back_off(self, why: str, seconds: Any = None) -> None:
         """Doubling, with jitter, so that a thousand senders do not come back in the same instant."""
@@ -411,8 +426,9 @@ class RunSender:
         if not boxes or not self.liveness:
             return
         writers = [{"id": box.id, "alive": not box.dead, "unsent": box.unsent} for box in boxes]
+        told = {"run": self.run, "host": _process.host(), "writers": writers, **self.stacks.words()}
         try:
-            self._heed(self.transport.call("POST", "ingest/heartbeats", {"run": self.run, "host": _process.host(), "writers": writers}))
+            self._heed(self.transport.call("POST", "ingest/heartbeats", told))
         except ServerUnreachable as error:
             self._back_off(str(error))
         except ServerRefused as error:
@@ -421,6 +437,7 @@ class RunSender:
                 self._back_off(str(error), error.fields.get("retry_after"))
 
     def _heed(self, answer: dict[str, Any]) -> None:
+        self.stacks.heed(answer)
         if not answer.get("stop") or self.stop_told or not self.may_stop:
             return
         self.stop_told = True
@@ -505,6 +522,8 @@ class RunSender:
     def done(self) -> bool:
         if not self.ending or (self.node is not None and not (self.node.closed and self.node.writer.id in self.outboxes)):
             return False
+        if not self.followers.done(self.outboxes):
+            return False
         if self.transport is None or self.fatal:
             return all(box.seen_all for box in self.outboxes.values())
         return self.delivered
@@ -521,7 +540,7 @@ class RunSender:
             "pid": os.getpid(),
             "unsent": self.unsent,
             "blobs": self.blobs_waiting() if now >= self._next_status else self._told.get("blobs", 0),
-            "error": self.error or self._uploads_error or next((box.broken for box in self.outboxes.values() if box.broken), None),
+            "error": self.error or self._uploads_error,
             "url": self.run_url,
             "done": done or over,
             "delivered": self.delivered if over else done and self.transport is not None,

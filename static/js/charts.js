@@ -3,12 +3,25 @@
   const Encore = (window.Encore = window.Encore || {});
   const BATCH = 24;
   const LIVE_MS = 3000;
+  const MOST_RANKS = 512;
+
+  // "0, 4-7" as numbers; null for what is no such list.
+  Encore.someRanks = (text) => {
+    const ranks = new Set();
+    for (const part of (text || "").split(/[\s,]+/).filter(Boolean)) {
+      const found = /^(\d{1,7})(?:-(\d{1,7}))?$/.exec(part);
+      if (!found) return null;
+      for (let rank = Number(found[1]); rank <= Number(found[2] ?? found[1]) && ranks.size < MOST_RANKS; rank += 1) ranks.add(rank);
+    }
+    return ranks.size ? [...ranks].sort((a, b) => a - b) : null;
+  };
 
   class Board {
     constructor(root) {
       this.root = root;
       this.runs = JSON.parse(root.dataset.runs);
       this.byId = new Map(this.runs.map((run) => [run.id, run]));
+      this.rankNames = JSON.parse(root.dataset.rankNames || "{}");
       this.hiddenRuns = new Set();
       this.panels = new Map();
       this.queue = new Set();
@@ -70,7 +83,7 @@
         smooth: Math.min(0.99, Math.max(0, number("smooth") ?? 0)),
         from: number("from"),
         to: number("to"),
-        ranks: url.get("ranks") === "all" ? "all" : "reduce",
+        ranks: ["all", "band"].includes(url.get("ranks")) ? url.get("ranks") : Encore.someRanks(url.get("ranks")) || "reduce",
       };
     }
 
@@ -79,6 +92,8 @@
       for (const button of root.querySelectorAll("[data-x]")) button.setAttribute("aria-pressed", String(button.dataset.x === state.x));
       for (const button of root.querySelectorAll("[data-ranks-mode]")) button.setAttribute("aria-pressed", String(button.dataset.ranksMode === state.ranks));
       root.querySelector("[data-log]")?.setAttribute("aria-pressed", String(state.log));
+      const some = root.querySelector("[data-ranks-some]");
+      if (some && document.activeElement !== some) some.value = Array.isArray(state.ranks) ? state.ranks.join(", ") : "";
       const range = root.querySelector("[data-smooth]");
       if (range) { range.value = state.smooth; root.querySelector("[data-smooth-value]").textContent = state.smooth ? state.smooth.toFixed(2) : "off"; }
       const reset = root.querySelector("[data-zoom-reset]");
@@ -90,7 +105,7 @@
       put("smooth", state.smooth || null, null);
       put("from", state.from, null);
       put("to", state.to, null);
-      put("ranks", state.ranks, "reduce");
+      put("ranks", Array.isArray(state.ranks) ? state.ranks.join(",") : state.ranks, "reduce");
       history.replaceState(history.state, "", url);
     }
 
@@ -113,6 +128,11 @@
         else if ("log" in button.dataset) this.change({ log: !this.state.log });
         else if ("zoomReset" in button.dataset) this.change({ from: null, to: null });
         else if ("retry" in button.dataset) this.want(this.panels.get(button.closest("[data-chart]")));
+      });
+      this.root.querySelector("[data-ranks-some]")?.addEventListener("change", (event) => {
+        const ranks = Encore.someRanks(event.target.value);
+        event.target.setAttribute("aria-invalid", String(!ranks && event.target.value.trim() !== ""));
+        if (ranks || !event.target.value.trim()) this.change({ ranks: ranks || "reduce" });
       });
       this.root.querySelector("[data-smooth]")?.addEventListener("input", (event) => this.change({ smooth: Number(event.target.value) }));
       // Runs switched off in the legend (anywhere on the page) vanish from every panel.
@@ -220,7 +240,7 @@
         if (!old || !old.exact || !tail.exact || !old.steps || !tail.steps) return false;
         let keep = old.x.length;
         while (keep > 0 && old.x[keep - 1] >= tail.from) keep -= 1;
-        if (keep + tail.x.length > most) return false;
+        if (keep + tail.x.length > most || Boolean(old.min) !== Boolean(tail.min)) return false;
         const join = (Type, a, b) => { const out = new Type(keep + b.length); out.set(a.subarray(0, keep)); out.set(b, keep); return out; };
         const x = join(Float64Array, old.x, tail.x);
         const y = join(Float64Array, old.y, tail.y);
@@ -228,7 +248,8 @@
         let nan = 0;
         let inf = 0;
         for (const value of y) if (Number.isNaN(value)) nan += 1; else if (!Number.isFinite(value)) inf += 1;
-        joined.push([at, { ...old, x, y, steps: join(BigInt64Array, old.steps, tail.steps), n: old.n - lost + tail.n, drawn: x.length, nan, inf }]);
+        const band = old.min ? { min: join(Float64Array, old.min, tail.min), max: join(Float64Array, old.max, tail.max) } : {};
+        joined.push([at, { ...old, ...band, x, y, steps: join(BigInt64Array, old.steps, tail.steps), n: old.n - lost + tail.n, drawn: x.length, nan, inf }]);
       }
       for (const [at, line] of joined) panel.answer[at] = line;
       return true;
@@ -254,14 +275,14 @@
       for (const one of panel.answer) {
         const run = this.byId.get(one.run);
         if (!run || this.hiddenRuns.has(run.id)) continue;
-        const byRank = one.rank !== null && one.rank !== undefined && (this.state.ranks === "all" || panel.ranks);
+        const byRank = one.rank !== null && one.rank !== undefined && (this.state.ranks === "all" || Array.isArray(this.state.ranks) || panel.ranks);
         const index = many ? run.colour : byRank ? one.rank : 0;
         lines.push({
           ...one,
           colour: Encore.colour(index),
           dash: many && byRank && one.rank > 0 ? [2, 3] : Encore.dash(index),
           wide: run.wide,
-          label: [many ? run.name : "", byRank ? `rank ${one.rank}` : ""].filter(Boolean).join(" · "),
+          label: [many ? run.name : "", byRank ? this.rankNames[one.rank] || `rank ${one.rank}` : ""].filter(Boolean).join(" · "),
         });
       }
       return lines;

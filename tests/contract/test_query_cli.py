@@ -14,7 +14,7 @@ from sdk import _query, errors
 from sdk._cli import history, preflight, reproduce, runs
 from tracker.domain.ids import new_id
 from tracker.models import Attempt, JobStep, LogChunk, Membership, Project, Reproduction, Run, Writer
-from tracker.services import accounts, verdicts
+from tracker.services import accounts, export, verdicts
 
 WHOLE = {
     "command": {"argv": ["train.py"], "entry": {"kind": "script", "path_in_root": "train.py"}, "env": {}, "world_size": 1},
@@ -73,7 +73,7 @@ def test_runs_prints_one_document_with_id_name_and_state(room, encore):
 
 
 def test_runs_are_streamed_over_pages(room, encore, monkeypatch):
-    monkeypatch.setattr(_query, "PAGE", 3)
+    monkeypatch.setattr(export, "PAGE", 3)
     made = {room.make(f"run {n}").id for n in range(8)}
     assert {row["id"] for row in encore("runs", "--json").json["results"]} == made
     assert len(encore("runs", "--json", "--limit", "4").json["results"]) == 4

@@ -48,6 +48,22 @@ parser.add_argument("--deep", action="store_true")
 options = parser.parse_args()
 print("untouched", __name__, options.lr, options.deep, sys.argv, "sdk" in sys.modules and sys.modules["sdk"].__file__)
 """
+PRINTING = """
+import random
+random.seed(3)
+import sdk._tensorboard.records as records, struct, os  # only its checksum: a writer of event files without tensorboard
+os.makedirs("logs", exist_ok=True)
+def record(data):
+    length = struct.pack("<Q", len(data))
+    return length + struct.pack("<I", records.masked(length)) + data + struct.pack("<I", records.masked(data))
+with open("logs/events.out.tfevents.1.host", "wb") as file:
+    for step in range(10):
+        value = b"\\x0a\\x01x\\x15" + struct.pack("<f", random.random())
+        summary = b"\\x0a" + bytes([len(value)]) + value
+        event = b"\\x09" + struct.pack("<d", 1.7e9 + step) + b"\\x10" + bytes([step]) + b"\\x2a" + bytes([len(summary)]) + summary
+        file.write(record(event))
+        print(f"step {step}: loss={random.random()}")
+"""
 ENDLESS = """
 import os, subprocess, sys, time
 import sdk
@@ -156,6 +172,7 @@ def runs(house):
     (repository / "train.py").write_text(SCRIPT)
     (repository / "helper.py").write_text("import six\ndef smaller(x): return x * 0.9\n")
     (repository / "untouched.py").write_text(UNTOUCHED)
+    (repository / "printing.py").write_text(PRINTING)
     (repository / "endless.py").write_text(ENDLESS)
     for command in (["init", "-q"], ["add", "-A"], ["-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qm", "x"]):
         subprocess.run(["git", *command], cwd=repository, check=True)
@@ -165,6 +182,15 @@ def runs(house):
         "train": [python, "train.py", "--data", str(data / "small.txt")],
         "endless": [python, "endless.py"],
         "untouched": [environment / "bin/encore", "run", "--", python, "-O", "untouched.py", "--lr", "0.25", "--deep"],
+        "printing": [
+            environment / "bin/encore",
+            "run",
+            "--pattern",
+            "step (?P<step>[0-9]+): loss=(?P<loss>[0-9.e-]+)",
+            "--",
+            python,
+            "printing.py",
+        ],
         "shell": [environment / "bin/encore", "run", "--", "sh", "-c", "echo shell; python untouched.py --lr 0.5"],
     }.items():
         trained = subprocess.run(command, cwd=repository, env=house.env, capture_output=True, text=True, timeout=240)
@@ -232,6 +258,16 @@ def test_a_program_without_a_line_of_ours_is_started_by_encore_run_again(house, 
     for part in ("bootstrap", "entry", "interpreter_options"):
         first, second = (command[part] for command in commands)
         assert first == second or (part == "entry" and first["name"] == second["name"]), commands
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_an_untouched_script_is_compared_by_what_it_printed_and_wrote_for_tensorboard(house, runs):
+    """Its rerun finds the same metrics in the same ways, so that there is something to compare: bit-exact."""
+    ended = house.encore("reproduce", runs["printing"], "--wait", "--json")
+    verdict = json.loads(ended.stdout)
+    assert (ended.returncode, verdict["agreement"]) == (0, "bit_exact"), (verdict, ended.stderr)
+    assert (verdict["compared"]["points"], verdict["compared"]["metrics"]) == (20, 2), verdict
 
 
 @pytest.mark.slow

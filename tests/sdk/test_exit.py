@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 
@@ -194,8 +195,7 @@ def test_children_of_all_kinds_do_not_end_the_run(shop: Shop, server: Server) ->
 def test_ctrl_c_while_waiting_at_the_end_hands_over(shop: Shop, down: Server) -> None:
     """The wait of finish() can be cut short; the sender goes on."""
     process = shop.start(START + "sdk.finish()", down)
-    (folder,) = until(lambda: shop.writers())
-    assert until(lambda: b'"finish"' in (folder / "00000000.seg").read_bytes())
+    assert until(lambda: any(b'"finish"' in path.read_bytes() for folder in shop.writers() for path in folder.glob("00000000.seg")))
     process.send_signal(signal.SIGINT)
     process.wait(timeout=30)
     down.start()
@@ -207,3 +207,287 @@ def test_finish_is_bounded(shop: Shop, down: Server) -> None:
     done = shop.run(START, down, ENCORE_FINISH_SECONDS="1")
     assert done.returncode == 0
     assert "encore sync" in done.stderr
+
+
+# Nothing of the program's own changes -------------------------------------------------------------------------------------------------
+
+ENDS = {
+    "the last line": "pass",
+    "sys.exit": "sys.exit(3)",
+    "sys.exit of a message": "sys.exit('no')",
+    "SystemExit": "raise SystemExit(4)",
+    "SystemExit beyond a byte": "raise SystemExit(260)",
+    "an exception": "raise ValueError('x')",
+    "KeyboardInterrupt": "raise KeyboardInterrupt",
+    "os._exit": "os._exit(5)",
+    "SIGTERM": "os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)",
+    "SIGINT": "os.kill(os.getpid(), signal.SIGINT); time.sleep(60)",
+    "SIGKILL": "os.kill(os.getpid(), signal.SIGKILL)",
+    "SIGSEGV": "ctypes.string_at(1)",
+    "SIGABRT": "os.abort()",
+    "SIGUSR1": "os.kill(os.getpid(), signal.SIGUSR1); time.sleep(60)",
+    "an exception in a thread": "t = threading.Thread(target=lambda: 1 / 0); t.start(); t.join()",
+    "an exception at exit": "import atexit; atexit.register(lambda: 1 / 0)",
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_the_exit_status_is_the_one_without_us(shop: Shop, server: Server, end: str) -> None:
+    """Also what stderr says of it."""
+    head = "import sys, os, signal, time, threading, ctypes\n"
+    bare = shop.run(head + ENDS[end])
+    ours = shop.run(head + "import sdk\nsdk.init(project='p'); sdk.log({'x': 1.0})\n" + ENDS[end], server)
+    assert ours.returncode == bare.returncode, ours.stderr
+
+    def without_us(text: str) -> list[str]:
+        return [re.sub("0x[0-9a-f]+", "0x", line) for line in text.splitlines() if not line.startswith(("encore:", "  File"))]
+
+    assert without_us(ours.stderr) == without_us(bare.stderr)
+
+
+def test_signals_show_in_python_as_without_us(shop: Shop, server: Server) -> None:
+    """getsignal of each signal is the same before and after init, and a handler set before it still runs."""
+    program = """
+        import faulthandler, os, signal, sys
+        heard = []
+        signal.signal(signal.SIGUSR1, lambda *_: heard.append("usr1"))
+        signal.signal(signal.SIGTERM, lambda *_: heard.append("term"))
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        def view(): return {n: signal.getsignal(n) for n in signal.valid_signals()}
+        before, wakeup = view(), signal.set_wakeup_fd(-1)
+        import sdk
+        sdk.init(project="p")
+        assert view() == before
+        assert signal.set_wakeup_fd(-1) == wakeup
+        for n in (signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP): os.kill(os.getpid(), n)
+        assert heard == ["usr1", "term"], heard
+        sdk.finish()
+        assert view() == before
+    """
+    done = shop.run(program, server)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_programs_own_faulthandler_is_its_own(shop: Shop, server: Server) -> None:
+    """Enabled or registered before init, its output goes where it went; after a crash with it enabled the status is as ever."""
+    program = """
+        import faulthandler, os, signal, sys
+        mine = open("mine.txt", "w")
+        faulthandler.register(signal.SIGUSR2, file=mine, all_threads=False)
+        faulthandler.register(signal.SIGHUP, file=mine, all_threads=False)
+        faulthandler.enable()
+        import sdk
+        sdk.init(project="p"); sdk.log({"x": 1.0})
+        os.kill(os.getpid(), signal.SIGUSR2)
+        os.kill(os.getpid(), signal.SIGHUP)
+        import ctypes; ctypes.string_at(1)
+    """
+    done = shop.run(program, server)
+    assert done.returncode == -signal.SIGSEGV
+    assert "Fatal Python error: Segmentation fault" in done.stderr
+    assert (shop.work / "mine.txt").read_text().count("most recent call first") == 2
+    assert until(lambda: server.docs("event", "gone"))
+
+
+def test_children_of_the_programs_own_are_its_own(shop: Shop, server: Server) -> None:
+    """subprocess, os.wait and multiprocessing see their own children and none of ours."""
+    program = """
+        import os, subprocess, sys, multiprocessing
+        import sdk
+        def work(n): return n * n
+        if __name__ == "__main__":
+            sdk.init(project="p"); sdk.log({"x": 1.0})
+            child = subprocess.Popen([sys.executable, "-c", "raise SystemExit(7)"])
+            assert os.wait() == (child.pid, 7 << 8)
+            assert subprocess.run(["false"]).returncode == 1
+            try: os.waitpid(-1, 0)
+            except ChildProcessError: print("none left")
+            with multiprocessing.get_context("spawn").Pool(2) as pool: assert pool.map(work, range(4)) == [0, 1, 4, 9]
+            bad = multiprocessing.get_context("spawn").Process(target=sys.exit, args=(3,))
+            bad.start(); bad.join(); assert bad.exitcode == 3
+    """
+    done = shop.run(program, server)
+    assert (done.returncode, done.stdout.strip()) == (0, "none left"), done.stderr
+
+
+@pytest.mark.parametrize(("body", "status"), [("assert True", 0), ("assert False", 1), ("raise KeyboardInterrupt", 2)])
+def test_pytest_ends_as_ever(shop: Shop, server: Server, body: str, status: int) -> None:
+    """A training in a test: pytest's own status; the run ends, too."""
+    import subprocess
+
+    (shop.work / "test_it.py").write_text(f"import sdk\ndef test_it():\n    sdk.init(project='p'); sdk.log({{'x': 1.0}})\n    {body}\n")
+    argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_it.py"]
+    done = subprocess.run(argv, env=shop.environment(server), cwd=shop.work, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == status, done.stdout + done.stderr
+    assert until(lambda: server.finishes())
+
+
+# What is told -------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("end", "number", "words"), [("ctypes.string_at(1)", signal.SIGSEGV, "Segmentation fault"), ("os.abort()", signal.SIGABRT, "Aborted")]
+)
+def test_a_crash_in_c_code_is_told_with_the_stacks(shop: Shop, server: Server, end: str, number: int, words: str) -> None:
+    """Failed, with the signal and where each thread stood."""
+    done = shop.run(START + f"import ctypes\ndef inner(): {end}\ninner()", server)
+    assert done.returncode == -number
+    data = finished(server)
+    assert (data["state"], data["signal"], data["error"]["message"]) == ("failed", number, words)
+    assert "in inner" in data["error"]["traceback"]
+
+
+def test_a_loader_workers_crash_is_not_the_trainers(shop: Shop, server: Server) -> None:
+    """A forked child dies of SIGSEGV; its parent goes on, is then killed, and is not said to have crashed in C code."""
+    program = START + (
+        "import ctypes\npid = os.fork()\nif pid == 0: ctypes.string_at(1)\nassert os.waitpid(pid, 0)[1] & 127 == signal.SIGSEGV\n"
+        "sdk.log({'y': 1.0}); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert shop.run(program, server).returncode == -signal.SIGKILL
+    assert until(lambda: server.docs("event", "gone"))
+    assert not server.finishes()
+
+
+def test_an_exception_that_ends_a_thread_is_an_event(shop: Shop, server: Server) -> None:
+    """Masked, with its traceback and the thread's name; the program ends well all the same. The program's own hook still runs."""
+    program = """
+        import sys, threading
+        threading.excepthook = lambda args: print("mine", args.exc_type.__name__)
+        import sdk
+        sdk.init(project="p")
+        def load(): raise RuntimeError("shard of hf_abcdefghijklmnopqrstuvwxyzABCDEFGH is broken")
+        thread = threading.Thread(target=load, name="loader-3"); thread.start(); thread.join()
+    """
+    done = shop.run(program, server)
+    assert (done.returncode, done.stdout.strip()) == (0, "mine RuntimeError"), done.stderr
+    assert finished(server)["state"] == "finished"
+    (event,) = server.docs("event", "exception")
+    assert (event["data"]["type"], event["data"]["thread"]) == ("RuntimeError", "loader-3")
+    assert "in load" in event["data"]["traceback"]
+    assert "hf_abcdefgh" not in str(event)
+
+
+# The wait at the end ------------------------------------------------------------------------------------------------------------------
+
+
+def test_finish_seconds_zero_waits_for_nothing(shop: Shop, down: Server) -> None:
+    """It hands over at once; the sender brings the rest when the server is there."""
+    import time
+
+    program = START + "began = time.monotonic(); sdk.finish(); print(time.monotonic() - began)"
+    done = shop.run(program, down, ENCORE_FINISH_SECONDS="0")
+    assert done.returncode == 0
+    assert "goes on by itself" in done.stderr
+    assert float(done.stdout) < 5
+    began = time.monotonic()
+    down.start()
+    assert finished(down)["state"] == "finished"
+    assert time.monotonic() - began < 60
+
+
+def test_finish_seconds_zero_brings_back_a_killed_sender(shop: Shop, down: Server) -> None:
+    """Even who does not wait leaves somebody behind who sends."""
+    import os
+
+    program = START + "while not os.path.exists('go'): time.sleep(0.01)"
+    process = shop.start(program, down, ENCORE_FINISH_SECONDS="0")
+    (pid,) = until(lambda: shop.senders())
+    os.kill(pid, signal.SIGKILL)
+    assert until(lambda: not shop.senders())
+    (shop.work / "go").touch()
+    process.communicate(timeout=60)
+    down.start()
+    assert finished(down)["state"] == "finished"
+
+
+@pytest.mark.parametrize(("end", "status"), [("sdk.finish()", -signal.SIGINT), ("", 0)], ids=["explicit", "at exit"])
+def test_ctrl_c_in_the_wait_ends_the_wait_alone(shop: Shop, down: Server, end: str, status: int) -> None:
+    """Within a call of finish it is the KeyboardInterrupt it always is; at exit the status stays and no traceback frightens."""
+    process = shop.start(START + end, down)
+    assert until(lambda: any(b'"finish"' in path.read_bytes() for folder in shop.writers() for path in folder.glob("00000000.seg")))
+    assert until(lambda: shop.senders())
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == status
+    assert "no longer waiting; the sender goes on by itself" in err
+    assert end or "Traceback" not in err
+    down.start()
+    assert finished(down)["state"] == "finished"
+
+
+def test_a_server_that_takes_and_never_answers_is_not_waited_for_to_the_end(shop: Shop, server: Server) -> None:
+    """The sender hangs in its call and can say nothing; the wait ends all the same, long before the deadline."""
+    import threading
+    import time
+
+    over = threading.Event()
+    server.faults.append(lambda request: over.wait(120) and None if request.path.endswith("/batches") else None)
+    patience = "import sdk._finish\nsdk._finish.STILL_SECONDS = sdk._finish.UNREACHABLE_SECONDS = 2.0\n"
+    began = time.monotonic()
+    try:
+        done = shop.run(patience + START, server, ENCORE_FINISH_SECONDS="100")
+    finally:
+        over.set()
+    assert time.monotonic() - began < 90
+    assert (done.returncode, "does not answer" in done.stderr, "goes on by itself" in done.stderr) == (0, True, True), done.stderr
+    assert finished(server)["state"] == "finished"
+
+
+def test_the_progress_is_one_line_on_a_terminal_and_lines_in_a_file(shop: Shop, server: Server) -> None:
+    """How many records are left, and for how long it still waits."""
+    import os
+    import pty
+    import subprocess
+
+    server.faults.append(lambda request: (503, {"Retry-After": "2"}, {"code": "busy", "message": "wait", "fields": {}}))
+    done = shop.run(START, server, ENCORE_FINISH_SECONDS="3")
+    told = [line for line in done.stderr.splitlines() if "sending:" in line]
+    assert told
+    assert "records left" in told[-1] or "starting" in told[-1]
+    assert "\r" not in done.stderr
+    ours, theirs = pty.openpty()
+    script = shop.work / "train.py"
+    process = subprocess.Popen(
+        [sys.executable, str(script)], env=shop.environment(server, ENCORE_FINISH_SECONDS="3"), stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    seen = b""
+    while True:
+        try:
+            data = os.read(ours, 65536)
+        except OSError:
+            break
+        if not data:
+            break
+        seen += data
+    assert process.wait(60) == 0
+    assert b"s left" in seen.partition(b"\r")[2] or seen.count(b"\r") > 1
+    assert b"goes on by itself" in seen
+
+
+def test_finish_waits_until_the_source_is_copied(shop: Shop, server: Server) -> None:
+    """Four ranks of an instant at once: when rank 0 is back, the source that was there is recorded, and may be changed."""
+    program = START
+    script = shop.work / "train.py"
+    ranks = []
+    for rank in range(4):
+        env = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "4", "ENCORE_RUN_ID": "b" * 26}
+        ranks.append(shop.start(program, server, **env))
+    _, err = ranks[0].communicate(timeout=90)
+    script.write_text("changed")
+    assert "is complete" in err, err
+    for process in ranks[1:]:
+        process.communicate(timeout=90)
+    from sdk._reader import Reader
+
+    def sources() -> list[dict]:
+        found = []
+        for folder in shop.writers("node"):
+            chunk = Reader(folder).read()
+            found += [doc for _, _, _, doc in chunk.docs if doc.get("section") == "source"] if chunk else []
+        return found
+
+    assert until(lambda: server.docs("recipe"))
+    (source,) = sources()
+    assert until(lambda: source["value"]["manifest"] in server.blobs)
+    assert any(data.startswith(b"import sdk, sys, os") for data in server.blobs.values())

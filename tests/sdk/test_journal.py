@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from helpers import ROOT, until
+from helpers import ROOT, Shop, until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -237,11 +238,11 @@ def test_threads_lose_and_double_nothing(tmp_path: Path) -> None:
 def test_a_signal_handler_may_log_while_log_is_at_work(tmp_path: Path) -> None:
     """A handler that hits inside log() leaves its record for the interrupted call; nothing blocks, nothing is lost."""
     log = writer(tmp_path)
-    hits = []
+    hits, count = [], itertools.count(1)
 
-    def handler(*_) -> None:
-        hits.append(1)
-        log.log({"handler": float(len(hits))})
+    def handler(*_) -> None:  # which may itself be interrupted by the next signal
+        hits.append(number := next(count))
+        log.log({"handler": float(number)})
 
     previous = signal.signal(signal.SIGALRM, handler)
     signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
@@ -417,3 +418,84 @@ def test_a_forked_child_is_a_writer_of_its_own(tmp_path: Path) -> None:
     assert [(k, v) for _, k, v in points(log.folder)] == [("parent", 1.0), ("parent", 3.0)]
     (found,) = until(lambda: list(child_folder.glob("*/*/writer.json")))
     assert [(k, v) for _, k, v in points(found.parent)] == [("child", 2.0)]
+
+
+def test_the_thread_that_makes_segments_is_never_waited_for(tmp_path: Path, monkeypatch) -> None:
+    """While its disk call hangs, log() makes the next segment itself: no lock is shared with another thread's I/O."""
+    from sdk import _segments
+
+    hangs, go_on, really = threading.Event(), threading.Event(), _segments.reserve
+
+    def reserve(*args, **kwargs):
+        if threading.current_thread().name == "encore-segments":
+            hangs.set()
+            assert go_on.wait(60)
+        return really(*args, **kwargs)
+
+    monkeypatch.setattr(_segments, "reserve", reserve)
+    log = writer(tmp_path)
+    data = {f"k{i}": float(i) for i in range(500)}
+    count = 0
+    while log._segments.number < 3:
+        log.log(data)
+        count += 1
+        if log._segments.number == 0 and log._where()[1] > SEGMENT_BYTES * 0.9:
+            assert hangs.wait(30)
+    go_on.set()
+    log.finish({"state": "finished"})
+    assert len([1 for batch in everything(log.folder) for frame in batch["frames"] for _ in frame["steps"]]) == count
+    assert until(lambda: not list(log.folder.glob("next-*"))), "spares that are not needed go"
+
+
+def test_spares_are_ready_before_they_are_needed(tmp_path: Path) -> None:
+    """One ahead; two for a writer in a hurry."""
+    log = writer(tmp_path)
+    data = {f"k{i}": float(i) for i in range(500)}
+    while log._where()[1] < SEGMENT_BYTES * 0.6:
+        log.log(data)
+    assert until(lambda: len(log._segments._spares) == 2)
+    log.finish({"state": "finished"})
+
+
+SPAWNED = """
+    import multiprocessing, sdk
+    def work(number):
+        sdk.init(project="p")
+        for i in range(500): sdk.log({f"child{number}": float(i)}, i)
+    if __name__ == "__main__":
+        run = sdk.init(project="p")
+        children = [multiprocessing.get_context("spawn").Process(target=work, args=(n,)) for n in range(2)]
+        for child in children: child.start()
+        for i in range(2000): sdk.log({"parent": float(i)}, i)
+        for child in children: child.join(); assert child.exitcode == 0
+        sdk.finish()
+"""
+
+
+@pytest.mark.parametrize("mode", ["map", "write"])
+def test_spawned_processes_write_journals_of_their_own(shop: Shop, mode: str) -> None:
+    """multiprocessing spawn: every point of parent and children, each in order, whatever run the children belong to."""
+    done = shop.run(SPAWNED, None, ENCORE_MODE="offline", ENCORE_JOURNAL_MODE=mode)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, list[float]] = {}
+    for folder in {path.parent for path in shop.journal.glob("*/*/writer.json")}:
+        for _, key, value in points(folder, settled=True):
+            found.setdefault(key, []).append(value)
+    assert found["parent"] == [float(i) for i in range(2000)]
+    assert found["child0"] == found["child1"] == [float(i) for i in range(500)]
+
+
+def test_a_crowd_of_deferred_calls_is_bounded_and_counted(tmp_path: Path, monkeypatch) -> None:
+    """While one thread hangs inside log(), what others leave for it does not grow without bound."""
+    from sdk import _journal
+
+    monkeypatch.setattr(_journal, "MAX_PENDING_CALLS", 100)
+    log = writer(tmp_path)
+    token = log._tokens.pop()
+    log._abandoned = lambda: False  # as if its thread were inside
+    for i in range(250):
+        log.log({"x": float(i), "y": 0.0}, i)
+    log._tokens.append(token)
+    log.drain()
+    assert len(points(log.folder)) == 200
+    assert log.dropped == {"the journal was busy": 300}

@@ -135,20 +135,25 @@ train(500)
 
 
 @both
-def test_a_folder_deleted_under_us_is_made_again(tmp_path: Path, mode: str) -> None:
-    """`rm -r` of the run while it trains: the trainer lives, what comes in later segments is kept, what is gone is an exact hole."""
-    program = """
-train(2000)
+@pytest.mark.parametrize("more", [0, 6000])
+def test_a_folder_deleted_under_us_is_made_again(tmp_path: Path, mode: str, more: int) -> None:
+    """`rm -r` of the run while it trains: what the process holds (its current segment) is put back, earlier segments are an exact hole."""
+    program = f"""
+train(4000)
+held = writer._segments.number
 shutil.rmtree(writer.folder.parent)
-train(6_000)
+train({more})
+assert held == 1
 """
     said = train(tmp_path, mode, program)
     assert said["lost"] == {}
     batches = everything(Path(said["folder"]), settled=True)
     (hole,) = [tuple(hole) for batch in batches for hole in batch["holes"]]
     steps = [step for batch in batches for frame in batch["frames"] for step in frame["steps"]]
-    assert steps == list(range(steps[0], 8_000))
-    assert hole == (0, steps[0] + 1)  # a key list before the first, an end record behind the last
+    assert steps == list(range(steps[0], 4000 + more))
+    assert 0 < steps[0] < 4000
+    assert hole == (0, steps[0] + 1)  # a key list before the first, an end record behind the last of the first segment
+    assert batches[-1]["docs"][-1]["doc"]["name"] == "finish"
     assert (Path(said["folder"]) / "writer.json").exists()
 
 

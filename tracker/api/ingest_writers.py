@@ -30,6 +30,7 @@ class BeatShape(serializers.Serializer):
     stop = serializers.BooleanField()
     state = serializers.CharField()
     next = serializers.DictField(child=serializers.IntegerField())
+    ask = serializers.ListField(child=serializers.CharField(), required=False, help_text="What this host's sender is asked for: stacks.")
 
 
 class Writers(SenderView):

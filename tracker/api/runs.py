@@ -107,7 +107,7 @@ class _Whole:
         return getattr(self._run, name)
 
 
-def _boolean(text: str | None) -> bool | None:
+def boolean(text: str | None) -> bool | None:
     if text in (None, ""):
         return None
     if text.lower() in ("true", "1", "false", "0"):
@@ -141,7 +141,7 @@ class Runs(View):
             filter=asked.get("filter", ""),
             sort=asked.get("sort", ""),
             state=asked.get("state", ""),
-            archived=_boolean(asked.get("archived")),
+            archived=boolean(asked.get("archived")),
             limit=asked.get("limit"),
             cursor=asked.get("cursor"),
         )

@@ -59,6 +59,24 @@ _PLAIN = {
             answer={"application/vnd.encore.series": {"schema": _BYTES}, "application/json": {"schema": _OBJECT}},
         )
     },
+    "/api/v1/export/runs": {
+        "get": _plain(
+            "export_runs",
+            "All runs of a question in one streamed answer, a run a line (docs/api.md, Export).",
+            parameters=tuple(
+                _parameter(name, "query", required=False) for name in ("project", "filter", "sort", "state", "keys", "cursor")
+            ),
+            answer={"application/x-ndjson": {"schema": _BYTES}},
+        )
+    },
+    "/api/v1/export/history": {
+        "post": _plain(
+            "export_history",
+            "All points of many runs in one streamed answer (docs/formats.md, Histories).",
+            body={"application/json": {"schema": _OBJECT}},
+            answer={"application/vnd.encore.history": {"schema": _BYTES}},
+        )
+    },
     "/api/v1/ingest/writers/{writer_id}/batches": {
         "post": _plain(
             "append_batch",

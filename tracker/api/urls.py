@@ -1,6 +1,20 @@
 from django.urls import path, re_path
 
-from tracker.api import accounts, blobs, errors, ingest_writers, jobs, media, projects, reproductions, run_parts, runs, schema
+from tracker.api import (
+    accounts,
+    blobs,
+    errors,
+    export,
+    ingest_writers,
+    jobs,
+    media,
+    projects,
+    ranks,
+    reproductions,
+    run_parts,
+    runs,
+    schema,
+)
 from tracker.api.ingest_batches import batches
 from tracker.api.series import series
 
@@ -15,6 +29,8 @@ urlpatterns = [
     path("runs", runs.Runs.as_view()),
     path("runs/<str:id>", runs.Run.as_view()),
     path("runs/<str:id>/stop", runs.Stop.as_view()),
+    path("runs/<str:id>/ranks", ranks.Ranks.as_view()),
+    path("runs/<str:id>/stacks", ranks.Stacks.as_view()),
     path("runs/<str:id>/keys", runs.Keys.as_view()),
     path("runs/<str:id>/history", runs.History.as_view()),
     path("runs/<str:id>/logs", run_parts.Logs.as_view()),
@@ -32,6 +48,8 @@ urlpatterns = [
     path("runs/<str:id>/bundle", run_parts.Bundle.as_view()),
     path("runs/<str:id>/reproductions", reproductions.OfRun.as_view()),
     path("series", series),
+    path("export/runs", export.all_runs),
+    path("export/history", export.history),
     path("blobs/<str:digest>", blobs.get),
     path("reproductions", reproductions.Reproductions.as_view()),
     path("reproductions/<str:id>", reproductions.Reproduction.as_view()),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-REDUCTIONS = ("mean", "sum", "max", "min", "last")
+Part = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""(steps, times, values) of a line, steps strictly rising."""
+_FOLDS = {"min": np.minimum, "max": np.maximum, "fmin": np.fmin, "fmax": np.fmax}
 
 
 @dataclass
@@ -54,13 +57,22 @@ def odd_counts(y: np.ndarray) -> tuple[int, int]:
     return int(np.isnan(y).sum()), int(np.isinf(y).sum())
 
 
-def reduce_ranks(parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]], how: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(steps, times, values) of each rank, steps strictly rising, to one line: at equal steps, of the ranks that have the step.
+def reduce_ranks(parts: list[Part], how: str, groups: Sequence[Hashable] | None = None) -> Part:
+    """The lines of the ranks to one: at equal steps, of the ranks that have the step.
 
-    NaN stays visible, as in numpy. ``last`` is the latest by time, then the highest rank. The time of a step is its latest.
+    ``groups``: a name for each rank; ``how`` applies within those of one name, then the groups' lines go together by mean.
+    NaN stays visible, as in numpy. ``last`` is the latest by time, then the highest rank; ``norm`` the root of the sum of squares;
+    ``fmin`` and ``fmax`` pass over NaN. The time of a step is its latest.
     """
+    if groups is not None:
+        members: dict[Hashable, list[Part]] = {}
+        for name, part in zip(groups, parts, strict=True):
+            members.setdefault(name, []).append(part)
+        if len(members) > 1:
+            return reduce_ranks([reduce_ranks(mine, how) for mine in members.values()], "mean")
     if len(parts) == 1:
-        return parts[0]
+        steps, times, values = parts[0]
+        return (steps, times, np.abs(values)) if how == "norm" else parts[0]
     first = parts[0][0]
     if all(len(steps) == len(first) and np.array_equal(steps, first) for steps, _, _ in parts[1:]):
         times, values = (np.stack([part[at] for part in parts], axis=1) for at in (1, 2))
@@ -73,15 +85,27 @@ def reduce_ranks(parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]], how: st
     with np.errstate(invalid="ignore", over="ignore"):
         if how == "last":
             found = values[starts + counts - 1]
-        elif how in ("min", "max"):
-            found = (np.minimum if how == "min" else np.maximum).reduceat(values, starts)
+        elif how in _FOLDS:
+            found = _FOLDS[how].reduceat(values, starts)
         else:
             # By rows of equal length and not by reduceat, whose order of addition is another than numpy's own.
             found = np.empty(len(starts))
             for count in np.unique(counts):
                 mine = np.flatnonzero(counts == count)
-                found[mine] = getattr(values[starts[mine][:, None] + np.arange(count)], how)(axis=1)
+                found[mine] = _fold(values[starts[mine][:, None] + np.arange(count)], how)
     return steps[starts], np.maximum.reduceat(times, starts), found
+
+
+def band(parts: list[Part]) -> tuple[np.ndarray, np.ndarray]:
+    """The least and greatest of the ranks at each of ``reduce_ranks``'s steps, passing over NaN."""
+    first = parts[0][0]
+    if all(len(steps) == len(first) and np.array_equal(steps, first) for steps, _, _ in parts[1:]):
+        low, high = parts[0][2].copy(), parts[0][2].copy()
+        for _, _, values in parts[1:]:  # in place: a thousand ranks side by side would take a thousand times the room
+            np.fmin(low, values, out=low)
+            np.fmax(high, values, out=high)
+        return low, high
+    return reduce_ranks(parts, "fmin")[2], reduce_ranks(parts, "fmax")[2]
 
 
 def _across(times: np.ndarray, values: np.ndarray, how: str) -> np.ndarray:
@@ -89,4 +113,15 @@ def _across(times: np.ndarray, values: np.ndarray, how: str) -> np.ndarray:
         if how == "last":
             latest = values.shape[1] - 1 - times[:, ::-1].argmax(axis=1)
             return values[np.arange(len(values)), latest]
-        return getattr(values, how)(axis=1)
+        return _fold(values, how)
+
+
+def _fold(values: np.ndarray, how: str) -> np.ndarray:
+    """Each row to one number."""
+    if how in _FOLDS:
+        return _FOLDS[how].reduce(values, axis=1)
+    if how == "norm":
+        return np.linalg.norm(values, axis=1)
+    if how == "median":
+        return np.median(values, axis=1)
+    return getattr(values, how)(axis=1)

@@ -183,7 +183,7 @@ def _match(pair: Pair, a: Series, b: Series, tolerance: tuple[float, float] | No
 
 
 def reduce_ranks(key: str, ranks: list[Series], how: str) -> Series:
-    """One series over the ranks' steps: at each step the ``how`` (mean, sum, max, min, last = highest rank) of those that have it."""
+    """One series over the ranks' steps: at each step the ``how`` (a reduction; last = highest rank) of those that have it."""
     ranks = sorted((s for s in ranks if len(s)), key=lambda s: s.rank or 0)
     if len(ranks) <= 1:
         only = ranks[0] if ranks else Series.of(key, None, _EMPTY, np.empty(0))
@@ -200,6 +200,10 @@ def reduce_ranks(key: str, ranks: list[Series], how: str) -> Series:
         elif how in ("max", "min"):
             fill = -np.inf if how == "max" else np.inf
             values = getattr(np, how)(np.where(present, table, fill), axis=0)
+        elif how == "norm":
+            values = np.linalg.norm(np.where(present, table, 0.0), axis=0)
+        elif how == "median":
+            values = np.ma.filled(np.ma.median(np.ma.array(table, mask=~present), axis=0), np.nan)
         else:
             values = np.where(present, table, 0.0).sum(axis=0)
             values = values if how == "sum" else values / present.sum(axis=0)

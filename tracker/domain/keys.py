@@ -15,13 +15,17 @@ from functools import lru_cache
 from typing import Any
 
 KINDS = ("quality", "loss", "time", "rate", "schedule")
-REDUCTIONS = ("mean", "sum", "max", "min", "last")
+REDUCTIONS = ("mean", "sum", "max", "min", "last", "norm", "median")
 GOALS = ("min", "max")
 
 
 @dataclass(frozen=True)
 class KeyMeaning:
-    """``evidence``: whether equal values say that two runs agree; ``why_not`` says why they do not."""
+    """``evidence``: whether equal values say that two runs agree; ``why_not`` says why they do not.
+
+    ``reduce`` puts together the ranks along the coordinate axes ``over`` (none named: all ranks); what is then left along the other
+    axes, by mean. ``same``: every rank logs the same value, so that another one is a desync.
+    """
 
     goal: str | None = None
     kind: str = "quality"
@@ -30,6 +34,8 @@ class KeyMeaning:
     evidence: bool = True
     result: bool = False
     why_not: str | None = None
+    over: tuple[str, ...] = ()
+    same: bool = False
 
 
 def _set(names: str) -> frozenset[str]:
@@ -64,6 +70,7 @@ _SCHEDULE = _set(
     lr lrs momentum epoch epochs step steps iteration iterations iter iters temperature timestep timesteps progress wd
     """
 )
+_COUNTED = _set("seen num tokens samples examples timesteps timestep progress iter iters iteration iterations steps")
 _SCHEDULE_PHRASES = (
     "learning rate",
     "weight decay",
@@ -100,7 +107,14 @@ def meaning(key: str, definitions: Any = ()) -> KeyMeaning:
     goal = _one_of(given.get("goal"), GOALS) or (default.goal if kind == default.kind else "min" if kind == "loss" else None)
     reduce = _one_of(given.get("reduce"), REDUCTIONS) or (default.reduce if kind == default.kind else _reduction(kind))
     x = given.get("x")
-    return KeyMeaning(goal, kind, reduce, x if isinstance(x, str) and x else "step", evidence, result, why_not)
+    same = given["same"] if isinstance(given.get("same"), bool) else default.same and kind == default.kind
+    x = x if isinstance(x, str) and x else "step"
+    return KeyMeaning(goal, kind, reduce, x, evidence, result, why_not, _axes(given.get("over")), same)
+
+
+def _axes(value: Any) -> tuple[str, ...]:
+    names = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
+    return tuple(dict.fromkeys(name for name in names if isinstance(name, str) and name))
 
 
 def _one_of(value: Any, allowed: tuple[str, ...]) -> str | None:
@@ -153,7 +167,8 @@ def _by_name(key: str) -> KeyMeaning:
     if last & _BETTER_HIGH:
         return KeyMeaning("max", "quality")
     if last & _SCHEDULE or "lr" in words or any(p in phrase for p in _SCHEDULE_PHRASES):
-        return KeyMeaning(None, "schedule", "last", evidence=False, why_not=_WHY_NOT["schedule"])
+        # What is counted may differ from rank to rank; what is set may not.
+        return KeyMeaning(None, "schedule", "last", evidence=False, why_not=_WHY_NOT["schedule"], same=not words & _COUNTED)
     if words & _LOSS and "scale" not in words:
         return KeyMeaning("min", "loss")  # losses/box, loss/total
     if words & _BETTER_HIGH:

@@ -7,7 +7,7 @@ with the same bits, and the rerun must have no other. What is no evidence, and w
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -73,6 +73,10 @@ def judge(
         if item.key.startswith("system/"):
             document["not_compared"].append({"key": item.key, "what": "metric", "why": str(means.why_not)})
             continue
+        if reshaped and means.over:
+            # Which ranks made one group is not known here; copies that count once there would count twice.
+            why = f"it is put together over {', '.join(means.over)}, and the rerun had another number of ranks"
+            means = replace(means, evidence=False, why_not=why)
         for pair, at in _pairs(item, means, steps, envelope, reshaped):
             rows.append(Row(pair, means))
             if means.evidence and not pair.constant and not np.array_equal(all_steps, at):

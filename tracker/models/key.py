@@ -8,7 +8,7 @@ from tracker.models.run import Run
 class KeyDefinition(models.Model):
     run = models.ForeignKey(Run, models.CASCADE, related_name="key_definitions")
     pattern = models.CharField(max_length=500)
-    fields = models.JSONField(default=dict, help_text="Any of goal, x, kind, reduce, result.")
+    fields = models.JSONField(default=dict, help_text="Any of goal, x, kind, reduce, over, same, result.")
 
     class Meta:
         constraints = [models.UniqueConstraint(fields=["run", "pattern"], name="one_definition_per_run_and_pattern")]

@@ -40,6 +40,7 @@ class Run(models.Model):
     signal = models.IntegerField(null=True)
     error = models.JSONField(null=True, help_text="{type, message, traceback} of the exception that ended it, masked.")
     dropped = models.JSONField(default=dict, help_text="What the SDK could not take: reason -> count.")
+    asks = models.JSONField(default=dict, help_text='What the senders are asked for: {"stacks": {"at", "by", "given": [hosts]}}.')
     archived_at = models.DateTimeField(null=True)
     deleted_at = models.DateTimeField(null=True)
     purged_at = models.DateTimeField(null=True, help_text="Only the id is left: a tombstone that late senders are told of.")

@@ -31,6 +31,7 @@ class Writer(models.Model):
     hot_segments = models.IntegerField(default=0)
     last_step = models.BigIntegerField(null=True)
     heartbeat_at = models.DateTimeField(null=True)
+    skew_us = models.BigIntegerField(null=True, help_text="The server's clock less its sender's, at its last heartbeat.")
     finish = models.JSONField(null=True, help_text="The data of its finish or gone event.")
     opened_at = models.DateTimeField(auto_now_add=True)
 

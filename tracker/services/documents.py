@@ -15,10 +15,10 @@ from django.utils import timezone
 from tracker.domain import recipes, storable
 from tracker.domain.lifecycle import RunState
 from tracker.models import Attempt, Event, KeyDefinition, LogChunk, Media, Run, Writer
-from tracker.services import liveness, values
+from tracker.services import asks, liveness, ranks, values
 
 NO_STEP = -(2**63)
-DEFINE_FIELDS = ("goal", "x", "kind", "reduce", "result")
+DEFINE_FIELDS = ("goal", "x", "kind", "reduce", "over", "same", "result")
 MOST_DEFINITIONS = 1000
 MOST_TAGS = 200
 
@@ -59,7 +59,7 @@ def apply(*, run: Run, writer: Writer, docs: list[dict]) -> None:
             _keep_as_event(batch, entry, doc, problem)
     _write(batch)
     # The caller's objects stay true.
-    for name in ("state", "config", "summary", "name", "tags", "finished_at"):
+    for name in ("state", "config", "summary", "name", "tags", "finished_at", "asks"):
         setattr(run, name, getattr(batch.run, name))
     writer.finish = batch.writer.finish
 
@@ -157,6 +157,10 @@ def _event(batch: _Batch, entry: dict, doc: dict) -> None:
         _gone(batch, entry, data)
     elif name == "dropped":
         _dropped(batch, entry, data)
+    elif name == "coordinates":
+        ranks.place(batch.writer, data)
+    elif name == "stacks" and asks.spread_stall(batch.run, batch.writer, data):
+        batch.fields.add("asks")
 
 
 def _finish(batch: _Batch, entry: dict, data: dict) -> None:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from tracker.domain import keys as meanings
 from tracker.domain import storable
-from tracker.models import MetricSummary, Run
+from tracker.models import MetricSummary, Run, RunValue
 from tracker.services import summaries
 from tracker.store import reading
 
 MOST_KEYS = 20_000
 
 
-def _last(row: MetricSummary) -> Any:
+def last_of(row: MetricSummary) -> Any:
     """The exact last value: a number, or NaN and the infinities as text."""
     if row.last_text:
         text = row.last_text
@@ -23,11 +24,34 @@ def _last(row: MetricSummary) -> Any:
 
 
 def of_run(run: Run) -> dict[str, dict]:
-    """Per key: ``ranks``, ``count``, ``last`` (of the lowest rank), ``min``, ``max``, ``mean`` over all ranks."""
+    """Per key: ``ranks``, ``count``, ``last`` (the ranks' reduced), ``min``, ``max``, ``mean`` over all ranks."""
     found: dict[str, list[MetricSummary]] = {}
     for row in MetricSummary.objects.filter(run=run).order_by("key", "rank")[:MOST_KEYS]:
         found.setdefault(row.key, []).append(row)
-    return {key: _together(rows) for key, rows in found.items()}
+    reduced = reduced_lasts((run.id, key) for key, rows in found.items() if len(rows) > 1)
+    together = {key: _together(rows) for key, rows in found.items()}
+    for (_, key), value in reduced.items():
+        together[key]["last"] = storable.value(value)
+    return together
+
+
+def reduced_lasts(several: Iterable[tuple[str, str]]) -> dict[tuple[str, str], float]:
+    """Of (run, key) that several ranks logged: their last values, put together as the key states."""
+    wanted = set(several)
+    runs = list({run for run, _ in wanted})
+    for run, own in Run.objects.filter(id__in=runs).values_list("id", "summary"):
+        wanted -= {(run, key) for key in own}  # there the value is the program's own word
+    keys = list({key for _, key in wanted})
+    found: dict[tuple[str, str], float] = {}
+    for start in range(0, len(keys), 500):
+        rows = RunValue.objects.filter(kind=RunValue.Kind.SUMMARY, run__in=runs, path__in=keys[start : start + 500])
+        for run, key, number, text in rows.values_list("run_id", "path", "number", "text"):
+            if (run, key) in wanted and (number is not None or text in _SPECIAL):
+                found[run, key] = float(text.replace("Infinity", "inf")) if text in _SPECIAL else number
+    return found
+
+
+_SPECIAL = ("NaN", "Infinity", "-Infinity")
 
 
 def _together(rows: list[MetricSummary]) -> dict:
@@ -41,7 +65,7 @@ def _together(rows: list[MetricSummary]) -> dict:
         "ranks": [row.rank for row in rows],
         "count": count,
         "nan_count": count - numbers,
-        "last": _last(rows[0]),
+        "last": last_of(rows[0]),
         "last_step": rows[0].last_step,
         "min": storable.value(min(lows)) if lows else None,
         "max": storable.value(max(highs)) if highs else None,
@@ -49,13 +73,20 @@ def _together(rows: list[MetricSummary]) -> dict:
     }
 
 
-def last_of_runs(run_ids: list[str], keys: list[str]) -> dict[str, dict]:
-    """``{run: {key: last value of its lowest rank}}``, in one query."""
-    if not run_ids or not keys:
+def last_of_runs(run_ids: list[str], keys: list[str] | None) -> dict[str, dict]:
+    """``{run: {key: last value}}``; of several ranks their reduced. ``keys`` None: of all that have a summary."""
+    if not run_ids or keys == []:
         return {}
+    named = {} if keys is None else {"key__in": [key.replace("\x00", "") for key in keys]}
+    rows = MetricSummary.objects.filter(run__in=run_ids, **named).only("run_id", "key", "rank", "last", "last_text")
     found: dict[str, dict] = {}
-    for row in MetricSummary.objects.filter(run__in=run_ids, key__in=[key.replace("\x00", "") for key in keys]).order_by("rank"):
-        found.setdefault(row.run_id, {}).setdefault(row.key, _last(row))
+    several: set[tuple[str, str]] = set()
+    for row in rows.order_by("rank").iterator():
+        if row.key in found.setdefault(row.run_id, {}):
+            several.add((row.run_id, row.key))
+        found[row.run_id].setdefault(row.key, last_of(row))
+    for (run_id, key), value in reduced_lasts(several).items() if several else ():
+        found[run_id][key] = storable.value(value)
     return found
 
 
@@ -75,7 +106,7 @@ _UNKNOWN = {"nan_count": None, "last": None, "last_step": None, "min": None, "ma
 
 def definition(key: str, definitions: list) -> dict:
     meaning = meanings.meaning(key, definitions)
-    return {name: getattr(meaning, name, None) for name in ("goal", "kind", "reduce", "x", "evidence")}
+    return {name: getattr(meaning, name, None) for name in ("goal", "kind", "reduce", "over", "same", "x", "evidence")}
 
 
 def history(run: Run, key: str, rank: int | None = None) -> dict:

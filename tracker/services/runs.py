@@ -47,13 +47,18 @@ def find(
     limit: int | str | None = None,
     cursor: str | None = None,
     archived: bool | None = None,
+    ids: list[str] | None = None,
 ) -> Page:
     """A page of the runs ``user`` may see (``.results``, ``.next``), newest first unless ``sort`` says otherwise.
 
     ``sort``: a column or a value's name (``config.lr``, ``summary.val/loss``), with ``-`` in front for descending; runs without the
-    value stand last. ``state``: comma-separated. ``archived``: None for both. Raises FilterMistake, Invalid, NotFound (project).
+    value stand last. ``state``: comma-separated. ``archived``: None for both. ``ids``: of these alone.
+
+    Raises FilterMistake, Invalid, NotFound (project).
     """
     rows = Run.objects.visible_to(user)
+    if ids is not None:
+        rows = rows.filter(id__in=ids)
     within = Project.objects.visible_to(user).order_by().values("id")
     if project is not None:
         project = projects.get(user=user, slug=project) if isinstance(project, str) else project

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from tracker.domain import buckets as thinning
+from tracker.domain import coordinates, series_answer
 from tracker.domain import keys as meanings
-from tracker.domain import series_answer
 from tracker.domain.errors import Invalid
 from tracker.domain.ids import is_id
 from tracker.models import KeyDefinition, MetricSummary, Run
+from tracker.services import ranks as rank_facts
 from tracker.services import summaries
 from tracker.store import reading
 from tracker.store.reading import Column, WriterInfo
@@ -28,6 +29,7 @@ MOST_KEYS = 1000
 MOST_SERIES = 5000
 MOST_BUCKETS = 100_000
 X = ("step", "relative", "wall")
+REDUCED = ("reduce", "band")
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,8 @@ def parse(query: Any) -> Query:
     ranks = query.get("ranks", "reduce")
     if isinstance(ranks, list) and all(isinstance(r, int) and not isinstance(r, bool) and 0 <= r < 2**31 for r in ranks):
         ranks = tuple(ranks)
-    elif ranks not in ("reduce", "all"):
-        raise Invalid('ranks is "reduce", "all" or a list of ranks.', ranks="unknown")
+    elif ranks not in REDUCED and ranks != "all":
+        raise Invalid('ranks is "reduce", "band", "all" or a list of ranks.', ranks="unknown")
     since = query.get("since")
     if since is not None and not isinstance(since, str):
         raise Invalid("since is the cursor of an earlier answer.", since="malformed")
@@ -110,7 +112,7 @@ def _answer(user, query: Query) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         writers = reading.writers_of(runs)
         if all(info.next <= before.get(info.id, 0) for info in writers.values()):
             return [], {"cursor": _cursor(writers), "x": query.x}  # nothing came: one query, nothing decoded
-    keys = _keys(runs, query.keys)
+    keys = keys_of_runs(runs, query.keys)
     ranks = query.ranks if isinstance(query.ranks, tuple) else None
     window = _step_window(query)
     if before is None:
@@ -162,22 +164,28 @@ def _entries(
     grouped: dict[tuple[str, str], list[Column]] = defaultdict(list)
     for column in columns:
         grouped[column.run, column.key].append(column)
-    reductions = _reductions(grouped) if query.ranks == "reduce" else {}
+    reductions = _reductions(grouped) if query.ranks in REDUCED else {}
     entries = []
     for (run, key), mine in grouped.items():
         lines: list[tuple[int | None, list[Column]]]
-        lines = [(None, mine)] if query.ranks == "reduce" else [(column.rank, [column]) for column in mine]
+        lines = [(None, mine)] if query.ranks in REDUCED else [(column.rank, [column]) for column in mine]
         for rank, group in lines:
             parts = [_winning(column) for column in group]
-            steps, times, values = thinning.reduce_ranks(parts, reductions.get((run, key), "mean"))
+            how, over, groups = reductions.get((run, key), ("mean", (), None))
+            steps, times, values = thinning.reduce_ranks(parts, how, groups)
             stored = group
-            entry = _entry(query, steps, times, values, starts.get(run, 0))
+            band = None
+            if query.ranks == "band" and len(parts) > 1:
+                band = thinning.band(parts)
+            entry = _entry(query, steps, times, values, starts.get(run, 0), band)
             if entry is None:
                 continue
             n = _stored_in_window(query, stored, starts.get(run, 0))
             told = {"run": run, "key": key, "rank": rank, "attempts": sorted({a for c in group for a, _ in c.attempts}), "n": n}
             if rank is None:
                 told["ranks"] = [column.rank for column in group]
+                if len(group) > 1:
+                    told["reduce"] = {"how": how, "over": list(over)}
             if tails is not None:
                 told["from"] = _first_x(query, tails[run, key], steps, times, starts.get(run, 0))
             entries.append({**told, **entry})
@@ -202,23 +210,30 @@ def _x_of(x: str, steps: np.ndarray, times: np.ndarray, start: int) -> np.ndarra
     return (times - start) / 1e6 if x == "relative" else times / 1e6
 
 
-def _entry(query: Query, steps: np.ndarray, times: np.ndarray, values: np.ndarray, start: int) -> dict[str, Any] | None:
+def _entry(
+    query: Query, steps: np.ndarray, times: np.ndarray, values: np.ndarray, start: int, band: tuple[np.ndarray, ...] | None = None
+) -> dict[str, Any] | None:
+    """``band``: least and greatest over the ranks at each step."""
     x = _x_of(query.x, steps, times, start)
+    band = band or ()
     if query.x != "step" and len(x) > 1 and not bool((x[1:] >= x[:-1]).all()):
         order = np.argsort(x, kind="stable")
-        x, steps, values = x[order], steps[order], values[order]
+        x, steps, values, *band = (array[order] for array in (x, steps, values, *band))
     if query.x != "step":  # steps were cut while reading
         a = 0 if query.lo is None else int(np.searchsorted(x, query.lo, "left"))
         b = len(x) if query.hi is None else int(np.searchsorted(x, query.hi, "right"))
-        x, steps, values = x[a:b], steps[a:b], values[a:b]
+        x, steps, values, *band = (array[a:b] for array in (x, steps, values, *band))
     if not len(x):
         return None
     nan, inf = thinning.odd_counts(values)
     if len(x) <= query.buckets:
-        return {"drawn": len(x), "exact": True, "nan": nan, "inf": inf, "x": x, "y": values, "steps": steps}
+        around = {"min": band[0], "max": band[1]} if band else {}
+        return {"drawn": len(x), "exact": True, "nan": nan, "inf": inf, "x": x, "y": values, "steps": steps, **around}
     lo = float(x[0]) if query.lo is None else max(query.lo, float(x[0]))
     hi = float(x[-1]) if query.hi is None else min(query.hi, float(x[-1]))
     found = thinning.thin(x, values, lo, hi, query.buckets)
+    if band:
+        found.min, found.max = thinning.thin(x, band[0], lo, hi, query.buckets).min, thinning.thin(x, band[1], lo, hi, query.buckets).max
     return {
         "drawn": len(found.x), "exact": False, "nan": nan, "inf": inf, "x": found.x, "y": found.last, "min": found.min,
         "max": found.max, "mean": found.mean, "first": found.first, "last": found.last, "count": found.count,
@@ -258,15 +273,24 @@ def _starts(writers: dict[str, WriterInfo]) -> dict[str, int]:
     return starts
 
 
-def _reductions(grouped: dict[tuple[str, str], list[Column]]) -> dict[tuple[str, str], str]:
-    several = {name for name, columns in grouped.items() if len(columns) > 1}
+Reduction = tuple[str, tuple[str, ...], list[tuple] | None]
+
+
+def _reductions(grouped: dict[tuple[str, str], list[Column]]) -> dict[tuple[str, str], Reduction]:
+    """How each (run, key) of several ranks goes together, over which axes, and which ranks that makes one group."""
+    several = {name: [column.rank for column in columns] for name, columns in grouped.items() if len(columns) > 1}
     if not several:
         return {}
     definitions: dict[str, list] = defaultdict(list)
     rows = KeyDefinition.objects.filter(run_id__in={run for run, _ in several}).order_by("id").values_list("run_id", "pattern", "fields")
     for run, pattern, fields in rows:
         definitions[run].append((pattern, fields))
-    return {(run, key): meanings.meaning(key, definitions[run]).reduce for run, key in several}
+    found: dict[tuple[str, str], Reduction] = {}
+    for (run, key), ranks in several.items():
+        meant = meanings.meaning(key, definitions[run])
+        groups = coordinates.groups(ranks, rank_facts.coordinates_of(run), meant.over) if meant.over else None
+        found[run, key] = (meant.reduce, meant.over, groups)
+    return found
 
 
 # -- keys and cursors --------------------------------------------------------------------------------------------------------------------
@@ -274,7 +298,7 @@ def _reductions(grouped: dict[tuple[str, str], list[Column]]) -> dict[tuple[str,
 _GLOB = re.compile(r"[*?\[]")
 
 
-def _keys(runs: list[str], asked: tuple[str, ...]) -> list[str]:
+def keys_of_runs(runs: list[str], asked: tuple[str, ...]) -> list[str]:
     """Names as they are; globs as the names that match them in these runs, sorted."""
     if not any(_GLOB.search(key) for key in asked):
         return list(asked)

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tracker.domain import buckets as thinning
+from tracker.domain import coordinates
 from tracker.domain import keys as meanings
 from tracker.models import MetricSummary, Run, RunValue
+from tracker.services import ranks
 from tracker.store import blocks, rows, wire
 from tracker.store.metrics import metric_store
 
@@ -248,20 +251,24 @@ def _write_values(run: Run, keys: list[str]) -> None:
             lasts[row.key].append(row)
     definitions = list(run.key_definitions.order_by("id").values_list("pattern", "fields"))
     values = []
+    where = None
     for key, found in lasts.items():
-        number, text = _reduced(found, meanings.meaning(key, definitions).reduce)
+        meant, groups = meanings.meaning(key, definitions), None
+        if meant.over and len(found) > 1:
+            where = where if where is not None else ranks.coordinates_of(run.id)
+            groups = coordinates.groups([row.rank for row in found], where, meant.over)
+        number, text = _reduced(found, meant.reduce, groups)
         values.append(RunValue(project_id=run.project_id, run_id=run.id, kind=RunValue.Kind.SUMMARY, path=key, number=number, text=text))
     RunValue.objects.bulk_create(
         values, batch_size=150, update_conflicts=True, unique_fields=["run", "kind", "path"], update_fields=["number", "text"]
     )
 
 
-def _reduced(found: list[MetricSummary], how: str) -> tuple[float | None, str | None]:
-    if how == "last":
-        found = [max(found, key=lambda row: (row.last_time or 0, row.rank))]
-    numbers = [math.nan if row.last is None else row.last for row in found]
-    with np.errstate(invalid="ignore", over="ignore"):
-        value = numbers[0] if len(numbers) == 1 else float(getattr(np, {"last": "max"}.get(how, how))(numbers))
+def _reduced(found: list[MetricSummary], how: str, groups: list[tuple] | None) -> tuple[float | None, str | None]:
+    """As the ranks' lines are put together, each with the one point that is its last."""
+    at = np.zeros(1, "i8")
+    parts = [(at, np.array([row.last_time or 0]), np.array([math.nan if row.last is None else row.last])) for row in found]
+    value = float(thinning.reduce_ranks(parts, how, groups)[2][0])
     if math.isnan(value):
         return None, "NaN"
     if math.isinf(value):

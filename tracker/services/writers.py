@@ -13,7 +13,7 @@ from tracker.domain.errors import Conflict, Forbidden, Invalid, NotFound, RunDel
 from tracker.domain.lifecycle import RunState
 from tracker.models import Attempt, Reproduction, Run, Token, User, Writer
 from tracker.models.project import Role
-from tracker.services import documents, liveness, projects, values
+from tracker.services import asks, documents, liveness, projects, values
 
 KINDS = set(Writer.Kind.values)
 
@@ -197,8 +197,8 @@ def _attempt_for(run: Run, told: dict) -> Attempt:
     ended. Else it is the k-th attempt for the k-th writer of a rank in start order. Journals may arrive in any order: an attempt
     that started before others takes its place among them, and they move up by one.
     """
-    # A forked child is no start of its own: it stands beside its parent.
-    parent = told["info"].get("parent")
+    # A forked child is no start of its own: it stands beside its parent; so does what the sender writes for a trainer ("of").
+    parent = told["info"].get("parent") or told["info"].get("of")
     if isinstance(parent, str) and (known := run.writers.filter(id=parent).select_related("attempt").first()):
         return known.attempt
     launch = _launch_key(told["launch"])
@@ -279,11 +279,13 @@ def heartbeat(*, user: User, token: Token | None, doc: dict) -> dict:
     alive = [entry["id"] for entry in told if entry.get("alive", True)]
     known = {writer.id: writer for writer in run.writers.filter(id__in=[entry["id"] for entry in told][:5000])}
     if any(writer_id in known for writer_id in alive):
-        run.writers.filter(id__in=alive[:5000]).update(heartbeat_at=timezone.now())
+        run.writers.filter(id__in=alive[:5000]).update(heartbeat_at=timezone.now(), skew_us=asks.skew(doc))
         with transaction.atomic():
             run = Run.objects.select_for_update().get(pk=run.pk)
             liveness.is_alive(run)
-    return {"stop": stops(run), "state": run.state, "next": {writer.id: writer.next for writer in known.values()}}
+    answer = {"stop": stops(run), "state": run.state, "next": {writer.id: writer.next for writer in known.values()}}
+    asked = asks.hand_out(run, doc)
+    return {**answer, "ask": asked} if asked else answer
 
 
 def run_for_blobs(*, user: User, token: Token | None, run_id: str) -> Run:

@@ -110,6 +110,21 @@ def duration(seconds: float | None) -> SafeString:
     return format_html('<span class="dur" title="{} s">{}</span>', f"{float(seconds):,.3f}", short_duration(seconds))
 
 
+def span_seconds(seconds: float | None) -> SafeString:
+    """A measured time, to three digits: what ranks differ by is often less than a tenth of it."""
+    if seconds is None:
+        return DASH
+    text = f"{seconds * 1000:.3g}ms" if seconds < 0.9995 else f"{seconds:.2f}s" if seconds < 60 else short_duration(seconds)
+    return format_html('<span class="dur" title="{} s">{}</span>', f"{float(seconds):,.6f}", text)
+
+
+def signed_seconds(seconds: float | None) -> SafeString:
+    if seconds is None:
+        return DASH
+    sign = "\N{MINUS SIGN}" if seconds < 0 else "+"
+    return format_html('<span class="dur" title="{} s">{}{}</span>', f"{seconds:+,.3f}", sign, short_duration(abs(seconds)))
+
+
 def short_age(then: datetime, now: datetime | None = None) -> str:
     seconds = ((now or datetime.now(timezone.utc)) - then).total_seconds()
     if seconds < -60:

@@ -17,6 +17,7 @@ def logs(request: HttpRequest, run_id: str) -> HttpResponse:
     context = runs.head(request, run, "logs")
     top = Writer.objects.filter(run=run, kind=Writer.Kind.TRAINER).aggregate(top=Max("rank"))["top"]
     context["rank_choices"] = list(range(min((top or 0) + 1, 512)))
+    context["rank"] = _int(request.GET.get("rank"))
     return runs.answer(request, context)
 
 

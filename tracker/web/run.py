@@ -29,6 +29,7 @@ TABS = (
     ("overview", "Overview"),
     ("charts", "Charts"),
     ("system", "System"),
+    ("ranks", "Ranks"),
     ("logs", "Logs"),
     ("media", "Media"),
     ("code", "Code"),
@@ -50,6 +51,12 @@ def just_ended(run: Run) -> bool:
     return run.finished_at is not None and (timezone.now() - run.finished_at).total_seconds() < 30
 
 
+def is_polled(run: Run) -> int:
+    """Seconds between two looks of an open page; 0: nothing will change."""
+    state = RunState(run.state)
+    return 2 if not state.is_terminal or just_ended(run) else 15 if state is RunState.CRASHED else 0
+
+
 def head(request: HttpRequest, run: Run, tab: str) -> dict:
     """What stands above every tab."""
     attempts = list(run.attempts.all())
@@ -59,12 +66,10 @@ def head(request: HttpRequest, run: Run, tab: str) -> dict:
     verdict_count = run.reproductions.count()
     named = MetricSummary.objects.filter(run=run).values("key").distinct()
     system_count = named.filter(key__startswith=SYSTEM).count()
-    counts = {
-        "charts": named.count() - system_count,
-        "system": system_count,
-        "reproductions": verdict_count,
-        "media": run.media.values("key").distinct().count(),
-    }
+    ranks = run.writers.filter(kind="trainer").values("rank").distinct().count()
+    counts = {"charts": named.count() - system_count, "system": system_count, "reproductions": verdict_count}
+    counts["ranks"] = ranks if ranks > 1 else 0
+    counts["media"] = run.media.values("key").distinct().count()
     return {
         "run": run,
         "title": run.name,
@@ -89,7 +94,7 @@ def head(request: HttpRequest, run: Run, tab: str) -> dict:
         "seconds": (run.finished_at - (run.started_at or run.created_at)).total_seconds() if run.finished_at else None,
         "since": run.started_at or run.created_at,
         "running_for": (timezone.now() - (run.started_at or run.created_at)).total_seconds(),
-        "poll": 2 if not state.is_terminal or just_ended(run) else 15 if state is RunState.CRASHED else 0,
+        "poll": is_polled(run),
         "poll_url": request.path,
         "key_count": counts["charts"] + system_count,
     }
@@ -131,7 +136,7 @@ def overview(request: HttpRequest, run_id: str) -> HttpResponse:
         chart_runs_json=json.dumps([{"id": run.id, "name": run.name, "colour": 0}]),
         own_summary=config_tree(run.summary or {}),
         writers=list(run.writers.select_related("attempt").order_by("attempt__number", "kind", "rank")[:64]),
-        events=list(run.events.exclude(name__in=["start", "finish"]).order_by("-time_us")[:20]),
+        events=list(run.events.exclude(name__in=["start", "finish", "coordinates", "stacks"]).order_by("-time_us")[:20]),
         source=context["recipe"].get("source") or {},
         hardware=context["recipe"].get("hardware") or {},
         command_facts=context["recipe"].get("command") or {},
@@ -167,13 +172,15 @@ def _charts(request: HttpRequest, run_id: str, tab: str) -> HttpResponse:
     if len(names) >= summaries.MOST_KEYS // 2 and context["key_count"] >= summaries.MOST_KEYS:
         # Summaries are bounded; the series themselves know every name.
         names = sorted(key for key in reading.keys_of(run.id) if key.startswith(SYSTEM) == (tab == "system"))
+    # A node's metrics stand under the rank that its sender met first.
+    hosts = {rank: host for rank, host in run.writers.filter(kind="node").order_by("started_us").values_list("rank", "host") if host}
+    ranks = set(run.writers.filter(kind="trainer").values_list("rank", flat=True)) if tab != "system" else set()
     context.update(
         sections=sections(names[:MOST_PANELS], system=tab == "system"),
         more=len(names) > MOST_PANELS,
         energy=energy.of(run) if tab == "system" else None,
-        ranks=1
-        if tab == "system"
-        else max([row["ranks"] for row in found] + [run.writers.filter(kind="trainer").values("rank").distinct().count()]),
+        ranks=max([row["ranks"] for row in found] + [0 if tab == "system" else len(ranks)], default=1),
+        rank_names_json=json.dumps(hosts if tab == "system" else {}),
         most=MOST_PANELS,
         chart_runs_json=json.dumps([{"id": run.id, "name": run.name, "colour": 0}]),
     )

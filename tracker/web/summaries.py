@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from tracker.models import MetricSummary, Run
+from tracker.services import metrics
 
 
 def last_value(row: MetricSummary):
@@ -20,7 +21,7 @@ def last_value(row: MetricSummary):
 
 
 def metric_rows(run: Run, limit: int) -> list[dict]:
-    """By key: ``key, last, last_step, min, max, mean, count, nan_count, first_nan_step, ranks``; the last value is the lowest rank's."""
+    """By key: ``key, last, last_step, min, max, mean, count, nan_count, first_nan_step, ranks``; of several ranks the last is reduced."""
     rows: dict[str, dict] = {}
     for row in MetricSummary.objects.filter(run=run).order_by("key", "rank"):
         one = rows.get(row.key)
@@ -41,6 +42,8 @@ def metric_rows(run: Run, limit: int) -> list[dict]:
         if row.sum is not None:
             one["sum"] += row.sum
             one["finite"] += row.count - row.nan_count
+    for (_, key), value in metrics.reduced_lasts((run.id, key) for key, one in rows.items() if one["ranks"] > 1).items():
+        rows[key]["last"] = value
     for one in rows.values():
         one["mean"] = one["sum"] / one["finite"] if one["finite"] else None
     return sorted(rows.values(), key=lambda one: (one["key"].startswith("system/"), one["key"]))
@@ -51,10 +54,15 @@ def _pick(choose, a, b):
 
 
 def last_values(run_ids: list[str], limit: int = 500) -> dict[str, dict]:
-    """``{key: {run id: last value}}`` of rank 0 (or the lowest rank there is)."""
+    """``{key: {run id: last value}}``; of several ranks their reduced."""
     table: dict[str, dict] = {}
+    several: set[tuple[str, str]] = set()
     for row in MetricSummary.objects.filter(run__in=run_ids).order_by("key", "rank"):
         if row.key not in table and len(table) >= limit:
             continue
-        table.setdefault(row.key, {}).setdefault(row.run_id, last_value(row))
+        if row.run_id in table.setdefault(row.key, {}):
+            several.add((row.run_id, row.key))
+        table[row.key].setdefault(row.run_id, last_value(row))
+    for (run_id, key), value in metrics.reduced_lasts(several).items() if several else ():
+        table[key][run_id] = value
     return table

@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from tracker.web import code, compare, home, login, logs, media, reproductions, run, runs, settings, workers
+from tracker.web import code, compare, home, login, logs, media, ranks, reproductions, run, runs, settings, workers
 
 urlpatterns = [
     path("", home.projects, name="home"),
@@ -18,6 +18,8 @@ urlpatterns = [
     path("runs/<str:run_id>/head", run.header, name="run-head"),
     path("runs/<str:run_id>/charts", run.charts, name="run-charts"),
     path("runs/<str:run_id>/system", run.system, name="run-system"),
+    path("runs/<str:run_id>/ranks", ranks.tab, name="run-ranks"),
+    path("runs/<str:run_id>/ranks/stacks", ranks.dumps, name="run-stacks"),
     path("runs/<str:run_id>/logs", logs.logs, name="run-logs"),
     path("runs/<str:run_id>/logs/lines", logs.lines, name="run-lines"),
     path("runs/<str:run_id>/media", media.media, name="run-media"),

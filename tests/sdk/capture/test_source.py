@@ -249,3 +249,23 @@ def test_total_limits_hit_data_before_programs(tmp_path: Path, monkeypatch: pyte
     _, value, manifest = _take(world)
     assert "z.py" in {each["path"] for each in manifest["files"]}
     assert [each["path"] for each in value["left_out"]] == ["a.dat"]
+
+
+@pytest.mark.parametrize("git", [True, False])
+def test_encores_own_folder_below_the_root_is_no_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, git: bool) -> None:
+    """`encore up --home ./encore` beside the program: neither its keys nor its journals are copied; a root within it is still taken."""
+    world = World(tmp_path)
+    for name in ("secret-key", "worker/token", "sdk/run/notes.txt"):
+        world.write(f"encore/{name}", "not for anybody")
+    if not git:
+        import shutil
+
+        shutil.rmtree(world.root / ".git")
+    monkeypatch.setenv("ENCORE_HOME", str(world.root / "encore"))
+    _, _, manifest = _take(world)
+    names = [entry["path"] for entry in manifest["files"]]
+    assert "train.py" in names
+    assert not [name for name in names if name.startswith("encore/")]
+    monkeypatch.setenv("ENCORE_HOME", str(world.folder))
+    _, _, manifest = _take(world)
+    assert "train.py" in [entry["path"] for entry in manifest["files"]]

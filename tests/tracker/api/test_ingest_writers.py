@@ -191,3 +191,15 @@ class TestHeartbeats:
         run, _writer = open_writer()
         alice("DELETE", f"runs/{run.id}")
         assert alice.post("ingest/heartbeats", {"run": run.id, "writers": []}).status_code == 410
+
+
+def test_what_the_sender_writes_for_a_trainer_stands_beside_it(alice, open_writer):
+    """A writer that follows a trainer of the first attempt belongs to it, also when a second has begun meanwhile."""
+    run, first = open_writer()
+    alice.post("ingest/heartbeats", {"run": run.id, "writers": []})
+    Writer.objects.filter(id=first.id).update(finish={"state": "failed"})
+    _, second = open_writer(run.id, started_us=1_700_000_100_000_000)
+    assert second.attempt.number == 2
+    for trainer, number in ((first, 1), (second, 2)):
+        _, follower = open_writer(run.id, kind="node", of=trainer.id, follows="tensorboard", rank=0)
+        assert follower.attempt.number == number

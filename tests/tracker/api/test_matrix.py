@@ -34,6 +34,9 @@ MATRIX = {
     ("PATCH", "runs/<str:id>"): EDIT,
     ("DELETE", "runs/<str:id>"): EDIT,
     ("POST", "runs/<str:id>/stop"): EDIT,
+    ("GET", "runs/<str:id>/ranks"): READ,
+    ("GET", "runs/<str:id>/stacks"): READ,
+    ("POST", "runs/<str:id>/stacks"): set(),  # nobody: this run is over
     ("GET", "runs/<str:id>/keys"): READ,
     ("GET", "runs/<str:id>/history"): READ,
     ("GET", "runs/<str:id>/logs"): READ,
@@ -50,6 +53,8 @@ MATRIX = {
     ("GET", "runs/<str:id>/media/<str:number>/content"): set(),  # nobody: this run has no media
     ("GET", "runs/<str:id>/bundle"): READ,
     ("POST", "runs/<str:id>/reproductions"): EDIT,
+    ("GET", "export/runs"): PERSON,
+    ("POST", "export/history"): PERSON,
     ("POST", "series"): PERSON,  # a stranger is answered no series
     ("GET", "blobs/<str:digest>"): READ | {"job"},
     ("GET", "reproductions"): PERSON,
@@ -136,6 +141,7 @@ def request_of(method: str, route: str, who: str, reproduction: Reproduction, di
         "tokens": {"name": "x"},
         "projects": {"slug": f"new-{who}"},
         "projects/<str:slug>/members": {"members": [{"user": name, "role": role} for name, role in MEMBERS]},
+        "export/history": {"keys": ["a"]},
         "series": {"runs": [reproduction.original_id], "keys": ["a"]},
         "ingest/writers": writer_json(run),
         "ingest/heartbeats": {"run": run, "writers": []},

@@ -450,3 +450,16 @@ def test_bit_exact_is_never_said_of_unequal_counts_or_values(a, b, first, second
             assert a.keys() == b.keys()
     if found["agreement"] == "diverged" and found["metric"]:
         assert found["step"] in a.keys() | b.keys()
+
+
+def test_what_is_put_together_over_mesh_axes_is_no_evidence_when_the_ranks_are_another_number():
+    """Copies along the other axes would count twice: the key is left out, with the reason, and the rest is judged."""
+    original = [series(key, LOSS, rank) for key in ("grad_norm", "loss") for rank in (0, 1)]
+    rerun = [series(key, LOSS, 0) for key in ("grad_norm", "loss")]
+    ends = {"first": End("finished", 0, world_size=2), "second": End("finished", 0, world_size=1)}
+    over = [("grad_norm", {"reduce": "norm", "over": ["tp"]})]
+    assert verdict(original, rerun, **ends, definitions=[("grad_norm", {"reduce": "norm"})])["agreement"] == "diverged"
+    found = verdict(original, rerun, **ends, definitions=over)
+    assert found["agreement"] == "bit_exact"
+    (left_out,) = [row for row in found["per_metric"] if row["key"] == "grad_norm"]
+    assert left_out["why_not"] == "it is put together over tp, and the rerun had another number of ranks"

@@ -33,7 +33,7 @@ def reproduction(people, run):
 
 
 def addresses(run, reproduction: Reproduction) -> list[str]:
-    tabs = ["", "/charts", "/system", "/logs", "/logs/lines", "/code", "/environment", "/reproductions", "/head"]
+    tabs = ["", "/charts", "/system", "/ranks", "/ranks/stacks", "/logs", "/logs/lines", "/code", "/environment", "/reproductions", "/head"]
     own = [f"/runs/{run.id}{tab}" for tab in tabs] + [f"/runs/{run.id}/code?path=train.py"]
     return [*own, "/projects/gpt", f"/reproductions/{reproduction.id}", f"/reproductions/{reproduction.id}/lines"]
 
