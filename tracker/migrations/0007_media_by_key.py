@@ -2,7 +2,7 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-    dependencies = [("tracker", "0003_writer_hot")]
+    dependencies = [("tracker", "0005_asks_and_skew")]
 
     operations = [
         migrations.AlterField(

@@ -48,10 +48,12 @@ def cards_of(of: list[Run]) -> dict:
 
 
 @page
-def figure(request: HttpRequest, run_id: str, number: int) -> HttpResponse:
+def figure(request: HttpRequest, run_id: str, number: str) -> HttpResponse:
     """A logged Plotly figure, drawn by Plotly's strict bundle in a frame of its own."""
     run = runs.find(request, run_id)
-    row = service.get(run, number)
+    if not (number.isascii() and number.isdigit() and len(number) < 19):
+        raise NotFound
+    row = service.get(run, int(number))
     raw = blobs.read_small(project_id=run.project_id, digest=row.digest, most=MOST_FIGURE_BYTES) if row.kind == "plotly" else None
     if raw is None:
         raise NotFound("This figure's bytes have not arrived yet, or it is none.")
