@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ._run import Run
 
 # Another run is meant, or one that is gone about in another way.
-_OWN = ("id", "resume", "fork_from", "rewind_to", "mode")
+_OWN = ("id", "resume", "fork_from", "rewind_to", "mode", "checkpoint_dir")
 
 
 def adopt(run: Run, arguments: Mapping[str, Any], held: bool) -> bool:

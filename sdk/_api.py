@@ -28,18 +28,24 @@ def init(
     rewind_to: int | None = None,
     mode: str | None = None,
     id: str | None = None,
+    checkpoint_dir: Any = None,
     mesh: Any = None,
     sync_tensorboard: bool | None = None,
 ) -> Run:
     """Opens a run and returns it; also the context manager of it. Never waits for the network and never fails a run.
 
-    config: what was chosen (a dict, an argparse Namespace, a dataclass). resume: "allow" or "must", with `id`. fork_from: (run, step).
+    config: what was chosen (a dict, an argparse Namespace, a dataclass). resume: "allow" or "must", with `id`: a further start of that run;
+    "auto" goes on with the run whose checkpoints lie in `checkpoint_dir` (else ENCORE_CHECKPOINT_DIR), as chained jobs do. rewind_to: what
+    the run has beyond this step becomes an old branch. fork_from: (run, step), whose history the new run goes on.
     sync_tensorboard: what this process writes for TensorBoard becomes points too.
     mode: "online", "offline" or "disabled"; else ENCORE_MODE. All ranks of one launch join one run by themselves. mesh: see set_mesh.
     """
     held = config is not None and sys.getrefcount(config) > _LITERAL
-    if resume not in (None, "allow", "must", "never", "auto"):
-        raise UsageError(f'resume is "allow", "must" or None, not {resume!r}')
+    lineage = {"resume": resume, "fork_from": fork_from, "rewind_to": rewind_to}
+    if any(value is not None for value in lineage.values()):
+        from ._resume import check
+
+        lineage = check(**lineage)
     arguments = {
         "project": project,
         "config": config,
@@ -48,11 +54,10 @@ def init(
         "job_type": job_type,
         "tags": tags,
         "notes": notes,
-        "resume": resume,
-        "fork_from": fork_from,
-        "rewind_to": rewind_to,
+        **lineage,
         "mode": mode,
         "id": id,
+        "checkpoint_dir": checkpoint_dir,
         "sync_tensorboard": sync_tensorboard,
     }
     run = _run.init(arguments, held)
@@ -92,10 +97,14 @@ def log_later(data: Mapping[str, Any], step: int | None = None) -> None:
         _no_run("log_later")
 
 
-def finish(exit_code: int | None = None) -> None:
-    """Ends the current run and waits until it is delivered, at most ENCORE_FINISH_SECONDS."""
+def finish(exit_code: int | None = None, preempted: bool = False) -> None:
+    """Ends the current run and waits until it is delivered, at most ENCORE_FINISH_SECONDS.
+
+    preempted: it ends early and a later job goes on with it (`init(resume="auto")`), as before a time limit.
+    """
     if _run.current is not None:
-        _run.current.finish(exit_code)
+        end = {"state": "preempted", "exit_code": exit_code or 0, "signal": None, "error": None} if preempted else None
+        _run.current.finish(exit_code, _outcome=end)
 
 
 def define(

@@ -31,7 +31,10 @@ class Config(MutableMapping[str, Any]):
 
     _overrides: dict[str, Any]
 
-    def __init__(self, values: Any = None, overrides: Mapping[str, Any] | None = None, emit: Emit | None = None) -> None:
+    def __init__(
+        self, values: Any = None, overrides: Mapping[str, Any] | None = None, emit: Emit | None = None, over: bool = False
+    ) -> None:
+        """over: laid over what the run has, as a further start of it does."""
         put = object.__setattr__
         put(self, "_values", {})
         put(self, "_overrides", dict(overrides or {}))
@@ -42,7 +45,7 @@ class Config(MutableMapping[str, Any]):
             if "." not in key and key not in self._values:
                 self._values[key] = value
         put(self, "_emit", emit)
-        self._tell(self._values, update=False)
+        self._tell(self._values, update=over)
 
     _values: dict[str, Any]
     _read: set[str]

@@ -35,6 +35,7 @@ MARKED = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasatt
 CRASHES = tuple(getattr(signal, name) for name in ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL") if hasattr(signal, name))
 MAX_TRACEBACK = 32_000
 MAX_THREAD_ERRORS = 20
+HIGH_FD = 900  # below the usual limit of 1,024, above what programs reach
 
 _installed = False
 _at_exit: Callable[[], None] | None = None
@@ -180,7 +181,7 @@ def mark_signals(folder: Path) -> None:
             # What C code has taken (another's faulthandler.register, a runtime) does not show in Python's view.
             if signal.getsignal(number) is not signal.SIG_DFL or number in _marks or number in caught():
                 continue
-            file = open(folder / f"signal-{int(number)}", "wb")  # noqa: SIM115 - the handler writes to it
+            file = _lasting(folder / f"signal-{int(number)}")
             faulthandler.register(number, file=file, all_threads=False, chain=True)
             _marks[number] = file
         except (OSError, ValueError, RuntimeError):
@@ -203,8 +204,22 @@ def mark_crashes(folder: Path) -> None:
     if _crash_file is not None:  # a second run: if faulthandler still writes to our file, it now writes there
         _redirect(folder / "crash")
     elif not faulthandler.is_enabled() and sys.platform != "win32" and not caught() & set(CRASHES):
-        _crash_file = open(folder / "crash", "wb")  # noqa: SIM115 - the handler writes to it as long as the process lives
+        _crash_file = _lasting(folder / "crash")
         faulthandler.enable(file=_crash_file, all_threads=True)
+
+
+def _lasting(path: Path) -> Any:
+    """A file that a C handler writes to as long as the process lives, under a number that nobody else is given: a program that closes
+    all it has open (daemons do) and opens its own must not find our words in its data."""
+    file = open(path, "wb")  # noqa: SIM115
+    try:
+        from fcntl import F_DUPFD_CLOEXEC, fcntl
+
+        high = os.fdopen(fcntl(file.fileno(), F_DUPFD_CLOEXEC, HIGH_FD), "wb")
+    except (ImportError, OSError, ValueError):  # fewer are allowed here
+        return file
+    file.close()
+    return high
 
 
 def _redirect(path: Path) -> None:

@@ -79,6 +79,8 @@ def log_later(writer: Writer, data: Any, step: Any = None) -> None:
     """See sdk.log_later. Raises nothing (but under ENCORE_STRICT=1)."""
     if writer._forward is not None or writer.finished or not hasattr(data, "items"):
         return writer.log(data, step)
+    if not writer.waiting and _plain(data):
+        return writer.log(data, step)
     at = monotonic_ns()
     number = writer.next_step(step)
     if number is None:
@@ -102,6 +104,14 @@ def log_later(writer: Writer, data: Any, step: Any = None) -> None:
         refused = take(writer, data, refused, number)
     for key, kind in refused:
         writer._drop(kind, f"log_later() cannot take {key!r}: {kind}")
+
+
+def _plain(data: Any) -> bool:
+    """Numbers alone: then it is log()."""
+    try:
+        return all(type(value) is float or type(value) is int for value in list(data.values()))
+    except Exception:
+        return False
 
 
 def _start(leaves: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:

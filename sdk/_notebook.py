@@ -96,7 +96,7 @@ def summary(run: Any, state: str, last: dict[str, tuple[Any, int]]) -> str:
     """The HTML, readable on light and dark pages alike."""
     name = html.escape(str(run.name or run.id))
     if run.url:
-        title = f'<a href="{html.escape(run.url)}" target="_blank" rel="noopener">{name}</a>'
+        title = f'<a href="{html.escape(run.url)}" target="_blank" rel="noopener" style="color:inherit;font-weight:600">{name}</a>'
     else:
         folder = html.escape(str(run.writer.folder.parent)) if run.writer is not None else ""
         title = f"<b>{name}</b> <span style='opacity:.7'>kept in <code>{folder}</code></span>"
@@ -110,12 +110,12 @@ def summary(run: Any, state: str, last: dict[str, tuple[Any, int]]) -> str:
     return (
         "<div style='font:13px/1.5 system-ui,sans-serif;border-left:3px solid currentColor;padding:2px 0 2px 12px;margin:4px 0'>"
         f"<div>{title} <span style='opacity:.7'>· {html.escape(str(run.project))} · {html.escape(state)}</span></div>"
-        f"<table style='border:0;margin:0;background:none'>{rows}</table>{more}</div>"
+        f"<table style='border:0;margin:0;background:none;font:inherit;color:inherit'>{rows}</table>{more}</div>"
     )
 
 
 def number(value: Any) -> str:
-    return f"{value:,}" if type(value) is int else f"{value:.6g}"
+    return f"{value:,}" if type(value) is int else f"{value:.6g}".replace("nan", "NaN").replace("inf", "Inf")
 
 
 class Tail:

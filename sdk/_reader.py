@@ -7,6 +7,7 @@ tail that is not written yet is not a hole.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import mmap
 import os
@@ -68,11 +69,8 @@ class _Segment:
     def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
         self.path = path
         self.number = int(path.stem)
-        with open(path, "rb") as file:
-            self.size = os.fstat(file.fileno()).st_size
-            if self.size < SEGMENT_HEADER.size:
-                raise FormatError(f"{path.name} is shorter than its header")
-            self.map = mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_READ)
+        self.map: Any = self._bytes()
+        self.size = len(self.map)
         magic, header, _, _, _, _, wall_us, mono_ns = SEGMENT_HEADER.unpack_from(self.map)
         # writer.json's format is the journal's version too: a header that alone says otherwise is rotten.
         if magic != SEGMENT_MAGIC and magic[:7] == SEGMENT_MAGIC[:7] and about.get("format") != 1:
@@ -90,6 +88,13 @@ class _Segment:
         self.first = found  # of its good records; None: it holds none (yet)
         wall_us, mono_ns = about.get("anchor_wall_us", wall_us), about.get("anchor_mono_ns", mono_ns)
         self.anchor_wall_us = int(wall_us) - int(mono_ns) // 1000
+
+    def _bytes(self) -> Any:
+        with open(self.path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size < SEGMENT_HEADER.size:
+                raise FormatError(f"{self.path.name} is shorter than its header")
+            return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
 
 
 def good_number(view: memoryview, position: int) -> int | None:
@@ -188,6 +193,16 @@ class Reader:
             self.anchor_wall_us = segment.anchor_wall_us
             if len(self._names) > MAX_NAMES:  # each segment declares what it uses
                 self._names = {}
+
+    def relax(self) -> None:
+        """Let the pages of what was read go: they stay in the page cache, but no longer count as this process's memory."""
+        if self._segment is not None:
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                self._segment.map.madvise(mmap.MADV_DONTNEED)
+
+    def close(self) -> None:
+        """Let the segment go; whoever reads on finds it again."""
+        self._close()
 
     def _close(self) -> None:
         self._segment = None  # slices given out may still look at the map: it goes when they go

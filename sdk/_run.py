@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
-from . import _capture, _console, _exit, _keeper, _launch, _names, _process, _sender, _settings, _stacks
+from . import _capture, _console, _exit, _keeper, _launch, _names, _place, _process, _sender, _settings, _stacks, _which
 from ._config import Config, Summary
 from ._finish import wait_until_sent
-from ._ids import derived_id, is_id
 from ._journal import Writer
 from ._plain import plain, text
 from .errors import UsageError
@@ -30,11 +28,20 @@ _turns = 0  # runs this process has begun
 class Run:
     """One training. `log` is the journal's own function, without a layer between."""
 
-    def __init__(self, settings: _settings.Settings, launch: _launch.Launch, about: dict[str, Any], config: Any, held: bool) -> None:
+    def __init__(
+        self,
+        settings: _settings.Settings,
+        launch: _launch.Launch,
+        about: dict[str, Any],
+        config: Any,
+        held: bool,
+        which: _which.Which | None = None,
+    ) -> None:
         self.settings, self.launch, self.about = settings, launch, about
         self.id: str = about["id"]
         self.project: str = about["project"]
         self.finished = False
+        self.state = "running"  # then how it ended
         self.coordinates: dict[str, int] = {}
         self.url: str | None = f"{settings.url}/runs/{self.id}" if settings.url and settings.mode == "online" else None
         self.writer: Writer | None = None
@@ -43,6 +50,8 @@ class Run:
         self._stop_console: Callable[[], None] | None = None
         self._panel: Any = None  # in a notebook
         self._sender_started = False
+        self._which = which or _which.Which(self.id)
+        self._joiner: Any = self._which.joiner
         self._matcher: Any = None
         self.adoptable = False  # begun by `encore run`: the program's own init may go on with it
         self._leave_sender: Callable[[], None] = _no_keeper
@@ -51,7 +60,7 @@ class Run:
             self.writer = self._open_journal()
         overrides = (settings.rerun or {}).get("config") or {}
         applied = lay_over(config, overrides) if held else set()
-        self.config = Config(config, overrides, self._emit)
+        self.config = Config(config, overrides, self._emit, over=_goes_on(about))
         self.config._read.update(applied)
         self.summary = Summary(self._emit)
         if self.writer is not None:
@@ -68,15 +77,19 @@ class Run:
     # Opening --------------------------------------------------------------------------------------------------------------------
 
     def _open_journal(self) -> Writer | None:
-        """The journal under its root, else under the system's temporary folder: a read-only HOME must not cost the points."""
-        for root in (self.settings.journal, _spare_root()):
+        """The journal in the best place that can be written: a read-only HOME must not cost the points."""
+        wanted = self.settings.journal
+        for place in _place.choose(self.settings):
+            self.settings = dataclasses.replace(self.settings, journal_mode=place.mode, spool=place.spool)
             try:
-                writer = Writer(root, self.about, self.settings, self._writer_facts())
+                place.ready()
+                writer = Writer(place.root, self.about, self.settings, self._writer_facts())
             except (OSError, ValueError) as error:
-                _settings_say(f"the journal cannot be written to {root}: {error}")
+                _settings_say(f"the journal cannot be written to {place.root}: {error}")
                 continue
-            if root != self.settings.journal:
-                _settings_say(f"the journal lies in {root} instead")
+            _place.note(writer.folder.parent, place)
+            if place.root != wanted and self.launch.local_rank == 0:
+                _settings_say(f"the journal lies in {place.root} instead{f' ({place.why})' if place.why else ''}")
             return writer
         _settings_say(
             "training goes on, but nothing of this run is kept: free some space or set ENCORE_JOURNAL to a folder that can be written"
@@ -99,9 +112,13 @@ class Run:
             "launch": launch.as_json(),
             "mode": self.settings.mode,
             "url": self.settings.url,
+            "journal_mode": self.settings.journal_mode,
+            "spool": str(self.settings.spool) if self.settings.spool else None,
             "sdk_version": _settings.VERSION,
             **({"tensorboard": True} if self.settings.tensorboard else {}),
         }
+        if self._joiner is not None and self._joiner.waits:
+            facts["provisional"] = {"starter": launch.starter}  # its sender waits for the launch's run (_join.py)
         # A forked child is no start of the rank: it is not counted as an attempt, and its end is not the run's.
         return facts if parent is None else {**facts, "kind": "node", "parent": parent}
 
@@ -113,6 +130,7 @@ class Run:
         note = os.environ.pop(NOTE_VARIABLE, None)
         writer.emit({"type": "event", "name": "start", "data": {"rank": self.rank, "world_size": self.launch.world_size}})
         for step in (
+            self._mark,
             self._begin_capture,
             lambda: self._bootstrapped(writer, note),
             lambda: self._where_metrics_come_from(note is not None),
@@ -141,6 +159,20 @@ class Run:
             file.write(f"{writer.folder}\n")
         # The program has no line of ours: whoever plays it again has to start it by `encore run` too.
         writer.emit({"type": "recipe", "section": "command", "value": {"bootstrap": "encore run"}, "merge": True})
+
+    def _mark(self, state: str = "running") -> None:
+        if self._joiner is not None and state == "running":
+            self._joiner.attach(self)
+        if self._which.marker is not None and self.rank == 0:
+            _which.mark(self._which.marker, self, state, self._which.own)
+
+    def joined(self, run_id: str) -> None:
+        """The launch's run is known now: this one was opened under another id."""
+        self.id = run_id
+        if self.url is not None:
+            self.url = f"{self.settings.url}/runs/{run_id}"
+        if self._which.marker is not None and self.rank == 0:
+            _which.mark(self._which.marker, self, "running", self._which.own)
 
     def _begin_capture(self) -> None:
         if self.writer is not None:
@@ -223,13 +255,19 @@ class Run:
             self.finished = True
         writer = self.writer
         try:
+            if self._joiner is not None:
+                self._joiner.end()
             if writer is not None:
                 self._last_words(writer, exit_code, _outcome)
         except Exception as error:
             _settings_say(f"finish: {type(error).__name__}: {error}")
         finally:
             _forget(self)
-        if writer is not None and self.settings.mode == "online" and self._sender_started:
+        # A failed start of a launch whose run nobody knows yet is kept until the next one knows it: its launcher must not be delayed.
+        kept = self._joiner is not None and self._joiner.waits and self.state != "finished"
+        if writer is None or kept or not self._sender_started or (self.settings.spool is not None and _drained(self, writer)):
+            return
+        if self.settings.mode == "online":
             wait_until_sent(self, writer)
 
     def _last_words(self, writer: Writer, exit_code: int | None, given: Mapping[str, Any] | None) -> None:
@@ -252,6 +290,8 @@ class Run:
             with contextlib.suppress(Exception):
                 self._panel.close(given["state"])
         writer.finish(given)
+        self.state = str(given["state"])
+        self._mark(self.state)
         self._leave_sender()
         _exit.unmark_signals(writer.folder)
 
@@ -375,12 +415,8 @@ def init(arguments: Mapping[str, Any], held: bool) -> Run:
     if arguments.get("mode") is not None:
         if arguments["mode"] not in _settings.MODES:
             raise UsageError(f"mode is one of {', '.join(_settings.MODES)}, not {arguments['mode']!r}")
-        import dataclasses
-
         settings = dataclasses.replace(settings, mode=arguments["mode"])
     if arguments.get("sync_tensorboard") is not None:
-        import dataclasses
-
         settings = dataclasses.replace(settings, tensorboard=bool(arguments["sync_tensorboard"]))
     for complaint in (*settings.complaints, *([settings.rerun_error] if settings.rerun_error else [])):
         _settings_say(complaint)
@@ -392,7 +428,13 @@ def init(arguments: Mapping[str, Any], held: bool) -> Run:
     if current is not None:
         current.finish()
     launch = _launch.detect()
-    run = Run(settings, launch, _about(arguments, settings, launch), arguments.get("config"), held)
+    project = text(str(arguments.get("project") or settings.project or _settings.default_project()))
+    which = _which.which(arguments, settings, launch, project, _turns)
+    run = Run(settings, launch, _about(arguments, settings, launch, which, project), arguments.get("config"), held, which)
+    if run.writer is not None and (_goes_on(run.about) or run.about["fork_from"] is not None):
+        from ._resume import go_on
+
+        go_on(run.writer, run.about)
     _turns += 1
     current = run
     _rebind_face(run)
@@ -400,38 +442,37 @@ def init(arguments: Mapping[str, Any], held: bool) -> Run:
         _exit.install(_at_exit, _thread_died)
         _greet(run)
         run.open()
-        if launch.world_size == 1 and launch.kind == "python":
-            _launch.announce(run.id)
+        _launch.announce(run.id, launch)
     return run
 
 
-def _about(arguments: Mapping[str, Any], settings: _settings.Settings, launch: _launch.Launch) -> dict[str, Any]:
+def _about(
+    arguments: Mapping[str, Any], settings: _settings.Settings, launch: _launch.Launch, which: _which.Which, project: str
+) -> dict[str, Any]:
     """The `run` object of writer.json."""
-    given = arguments.get("id") or settings.run_id
-    if given is not None:
-        run_id = str(given) if is_id(str(given)) else derived_id("named", given)
-    else:
-        run_id, certain = launch.run_id(_turns)
-        if not certain and launch.local_rank == 0:
-            _settings_say(
-                f"{launch.kind} on several nodes gave this launch no name of its own, so each node opens its own run;"
-                " set ENCORE_RUN_ID to one value on all nodes (or give torchrun an --rdzv-id)"
-            )
     tags = arguments.get("tags")
     tags = [tags] if isinstance(tags, str) else list(tags) if tags is not None else list(settings.tags)
-    words = {name: arguments.get(name) for name in ("job_type", "notes", "resume")}
-    project = str(arguments.get("project") or settings.project or _settings.default_project())
+    words = {name: arguments.get(name) for name in ("job_type", "notes")}
+    lineage = {name: arguments.get(name) for name in ("resume", "fork_from", "rewind_to")}
+    if any(value is not None for value in lineage.values()):
+        from ._resume import check_id
+
+        check_id({"id": which.id, **lineage}, which.is_named)
     return {
-        "id": run_id,
-        "project": text(project),
-        "name": _text_or_none(arguments.get("name") or settings.name) or _names.readable(run_id),
-        "group": _text_or_none(arguments.get("group") or settings.group),
+        "id": which.id,
+        "project": project,
+        "name": _text_or_none(arguments.get("name") or settings.name) or _names.readable(which.id),
+        "group": _text_or_none(arguments.get("group") or settings.group or launch.group),
         **{name: _text_or_none(value) for name, value in words.items()},
         "tags": [text(str(tag)) for tag in tags],
-        "fork_from": plain(arguments.get("fork_from")),
-        "rewind_to": plain(arguments.get("rewind_to")),
+        **lineage,
         "created_us": time.time_ns() // 1000,
     }
+
+
+def _goes_on(about: Mapping[str, Any]) -> bool:
+    """Whether this start goes on with a run that may be there already."""
+    return about["resume"] in ("allow", "must", "auto") or about["rewind_to"] is not None
 
 
 def _text_or_none(value: Any) -> str | None:
@@ -445,6 +486,8 @@ def _greet(run: Run) -> None:
         _settings_say(f"run {run.id} is kept in {run.writer.folder.parent}; send it with: encore sync {run.writer.folder.parent}")
     elif run.settings.sender == "external":
         return
+    elif run.url is None and run.settings.spool is not None:
+        _settings_say(f"run {run.id} is drained into {run.settings.spool}; where there is a way to the server: encore sync --watch FOLDER")
     elif run.url is None:
         _settings_say(
             f"no server is known (encore login, or ENCORE_URL); run {run.id} is kept, send it with: encore sync {run.writer.folder.parent}"
@@ -499,16 +542,18 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+def _drained(run: Run, writer: Writer) -> bool:
+    from ._spool import wait_until_drained
+
+    return wait_until_drained(run, writer)
+
+
 def _no_keeper() -> None:
     """No sender of ours is to be kept at work."""
 
 
 def _nothing(data: Mapping[str, Any], step: int | None = None) -> None:
     """log() of a run that keeps nothing."""
-
-
-def _spare_root() -> Path:
-    return Path(tempfile.gettempdir()) / f"encore-{os.getuid() if hasattr(os, 'getuid') else 'sdk'}" / "sdk"
 
 
 def _settings_say(sentence: str) -> None:

@@ -27,6 +27,8 @@ class Settings:
     home: Path = field(default_factory=lambda: Path.home() / ".encore")
     journal: Path = field(default_factory=lambda: Path.home() / ".encore" / "sdk")
     journal_mode: str = "map"
+    spool: Path | None = None  # a shared folder that the journal is drained into
+    local: Path | None = None  # the folder of this node where the journal may lie
     run_id: str | None = None
     project: str | None = None
     name: str | None = None
@@ -69,6 +71,8 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
         token=token,
         home=home,
         journal=Path(env.get("ENCORE_JOURNAL") or home / "sdk").absolute(),
+        spool=_folder(env.get("ENCORE_SPOOL")),
+        local=_folder(env.get("ENCORE_LOCAL")),
         journal_mode=journal_mode,
         run_id=env.get("ENCORE_RUN_ID") or (rerun or {}).get("run"),
         project=env.get("ENCORE_PROJECT") or None,
@@ -88,6 +92,10 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
 
 def _true(value: str | None) -> bool:
     return (value or "").strip().lower() in ("1", "true", "yes", "on")
+
+
+def _folder(value: str | None) -> Path | None:
+    return Path(value).expanduser().absolute() if value and value.strip() else None
 
 
 def home_folder(env: Mapping[str, str] | None = None) -> Path:

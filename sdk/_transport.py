@@ -214,10 +214,19 @@ def _compressor() -> tuple[str, Any]:
     except ImportError:
         pass
     try:
+        import threading
+
         import zstandard
 
-        squeeze = zstandard.ZstdCompressor(level=1)
-        return "zstd", squeeze.compress
+        own = threading.local()  # a compressor is not for several threads at once: `encore sync` has eight
+
+        def squeeze(data: bytes) -> bytes:
+            if not hasattr(own, "compress"):
+                own.compress = zstandard.ZstdCompressor(level=1).compress
+            packed: bytes = own.compress(data)
+            return packed
+
+        return "zstd", squeeze
     except ImportError:
         return "deflate", lambda data: zlib.compress(data, 1)
 

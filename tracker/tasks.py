@@ -4,7 +4,7 @@ from celery import shared_task
 from django.core.management import call_command
 
 from tracker.models import Reproduction
-from tracker.services import accounts, compaction, jobs, liveness, runs, summaries
+from tracker.services import accounts, compaction, jobs, liveness, runs, stitched, summaries
 
 
 @shared_task(name="tracker.mark_silent_runs")
@@ -27,6 +27,7 @@ def judge(self, job_id):
 @shared_task(name="tracker.summarise")
 def summarise():
     summaries.summarise_due()
+    stitched.recompute_due()
 
 
 @shared_task(name="tracker.compact")

@@ -12,7 +12,7 @@ from typing import Any
 from .. import _settings
 from ..errors import EncoreError
 
-OWN = ("sync", "status", "login", "run", "doctor")
+OWN = ("sync", "status", "login", "run", "relay", "doctor")
 QUERIES = ("runs", "history", "reproduce", "preflight", "export")
 ELSEWHERE = {"up": "server", "user": "server", "token": "server", "project": "server", "worker": "runner"}
 

@@ -119,11 +119,13 @@ class Api:
         ranks: str | Sequence[int] | None = None,
         steps: tuple[int | None, int | None] | None = None,
         sort: str | None = None,
+        attempt: int | None = None,
     ) -> Histories:
         """All points of these metrics (names or globs) of all these runs, at full resolution, in one streamed answer.
 
         ``runs``: ids or runs; else those of ``project``, ``filter``, ``state``. ``ranks``: None for the lowest that logged a key, "all", or
-        a list. ``steps``: (from, to), both included, None for no bound.
+        a list. ``steps``: (from, to), both included, None for no bound. ``attempt``: what that start of each run logged itself, also
+        where it was rewound; else the stitched history.
         """
         names = [keys] if isinstance(keys, str) else list(keys)
         if not names:
@@ -140,6 +142,8 @@ class Api:
         }
         if runs is not None:
             question["runs"] = [run if isinstance(run, str) else run.id for run in runs]
+        if attempt is not None:
+            question["attempt"] = attempt
         if ranks is not None:
             question["ranks"] = ranks if isinstance(ranks, str) else list(ranks)
 

@@ -79,15 +79,16 @@ class Run:
         answer = self._api.get(f"runs/{self.id}/keys")
         return list(answer.get("results", ()))
 
-    def history(self, key: str, rank: int | None = None, form: str = "list") -> Any:
+    def history(self, key: str, rank: int | None = None, form: str = "list", attempt: int | None = None) -> Any:
         """All points of a metric at full resolution, of the lowest rank that logged it unless ``rank`` says another.
 
         ``form``: ``list`` of (step, time in µs since 1970, value), ``pandas`` (a frame; time in UTC), ``arrow`` (a table). Values are
-        floats or exact integers.
+        floats or exact integers. ``attempt``: what that start of the run logged itself, also where it was rewound; else the stitched
+        history.
         """
         if form not in ("list", "pandas", "arrow"):
             raise UsageError(f"form is list, pandas or arrow, not {form!r}")
-        found = self._api.history([key], runs=[self.id], ranks=None if rank is None else [rank])
+        found = self._api.history([key], runs=[self.id], ranks=None if rank is None else [rank], attempt=attempt)
         series = [one for one in found if one.key == key]  # a name may look like a glob
         if form == "pandas":
             return tables.points_to_pandas(series, names=False)
@@ -99,9 +100,10 @@ class Run:
         """The points of many metrics (names or globs) at once; see ``Api.history``."""
         return self._api.history(keys, runs=[self.id], ranks=ranks)
 
-    def raw_history(self, key: str, rank: int | None = None) -> dict[str, Any]:
-        """``{"run", "key", "points": [[step, time, value], …]}`` as the API gives it: NaN and infinities as text."""
-        return self._api.get(f"runs/{self.id}/history", key=key, rank=rank)
+    def raw_history(self, key: str, rank: int | None = None, attempt: int | None = None, branch: str | None = None) -> dict[str, Any]:
+        """``{"run", "key", "points": [[step, time, value], …]}`` as the API gives it: NaN and infinities as text.
+        ``branch="all"``: with ``branches``, what was rewound."""
+        return self._api.get(f"runs/{self.id}/history", key=key, rank=rank, attempt=attempt, branch=branch)
 
     def logs(self, rank: int | None = None, stream: str | None = None) -> Iterator[dict[str, Any]]:
         """Console output: ``{"id", "rank", "stream", "time_us", "text"}``, in order."""

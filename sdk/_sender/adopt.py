@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .. import _liveness
+from .. import _liveness, _ordinals, _process
 from .._reader import read_json
 from . import STATUS, limits
 from .run import RunSender
@@ -20,6 +20,7 @@ ADOPTED_ROUNDS = 16  # quiet rounds before an adopted run is left alone: a vanis
 
 def adopt(root: Path, own: Path, url: str, token: str | None, stopping: Callable[[], bool]) -> None:
     """Delivers the other runs below a journal root that nobody sends; removes those delivered a day ago. Never raises."""
+    _ordinals.clean(root)
     for folder in run_folders(root):
         if stopping():
             return
@@ -67,6 +68,8 @@ def _deliver(folder: Path, url: str, token: str | None, stopping: Callable[[], b
         return True
     if any(_liveness.alive(path.parent, about) for path in folder.glob("*/writer.json") if (about := read_json(path))):
         return True  # it has a sender, or its trainer starts one
+    if any(about.get("host") != _process.host() for about in abouts) and _is_fresh(folder / STATUS):
+        return True  # a shared folder: another machine's sender is at work, and not every network filesystem shows its lock
     sender = RunSender(folder, url, token)
     if not sender.elect():
         return True
@@ -86,6 +89,13 @@ def _deliver(folder: Path, url: str, token: str | None, stopping: Callable[[], b
         return sender.failing_since is None
     finally:
         sender.resign()
+
+
+def _is_fresh(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime < limits.ADOPT_EVERY_SECONDS
+    except OSError:
+        return False
 
 
 def sweep(folder: Path) -> bool:

@@ -38,11 +38,14 @@ class Outbox:
         self.id, self.run, self.kind = str(about["writer"]), str(about["run"]["id"]), str(about.get("kind", "trainer"))
         self.attempt = 1  # the k-th start of its rank on this host
         self.child = bool(about.get("parent"))
+        self.told = about  # what the server gets as writer.json (held.py)
+        self.join: dict[str, Any] | None = None  # the document that names the launch's run
         ack = read_json(folder / "ack.json") or {}
         self.next = int(ack.get("next") or 0) if trust_acks else 0
         self.sealed, self.gone_told = bool(ack.get("sealed")) and trust_acks, bool(ack.get("gone"))
         self.deleted: str | None = None
         self.broken: str | None = None  # why it cannot be read
+        self.rested = False
         self.opened = False
         self._stalled: tuple[tuple[int, bool], float] | None = None  # bytes that do not become a record, and since when
         self.finish: dict[str, Any] | None = None
@@ -64,6 +67,7 @@ class Outbox:
     def look(self) -> list[dict[str, Any]]:
         """New documents of the journal, whether sent or not."""
         docs = []
+        before = self.eyes.next
         while self.eyes.waiting() or self.dead:
             chunk = self.eyes.read(settled=self.dead, docs_only=True)
             if chunk is None:
@@ -75,16 +79,29 @@ class Outbox:
             self._stalled = None
             for number, _, _, doc in chunk.docs:
                 docs.append(doc)
+                if doc.get("type") == "join":
+                    self.join = doc
                 if doc.get("type") == "event" and doc.get("name") == "finish":
                     self.finish, self.finish_record = dict(doc.get("data") or {}), number
                     if self.next > number and not self.sealed and self.opened:  # it was sent before it was seen here
                         self.sealed = True
                         self._write_ack()
+        if self.eyes.next != before or self.dead:
+            self.eyes.relax()
         return docs
+
+    def rest(self) -> None:
+        """Nothing of it will ever change again: no more looks at it, and no memory for it. A node has hundreds of such in a long run."""
+        if not self.rested and (self.sealed or self.gone_told or self.deleted is not None) and self.delivered:
+            self.rested = True
+            self.reader.close()
+            self.eyes.close()
 
     @property
     def seen_all(self) -> bool:
         """Nothing readable is left: what still lies there is the torn record of a process that died in it, and stays so."""
+        if self.rested:
+            return True
         if not self.eyes.waiting():
             return True
         return self._stalled is not None and (self.dead or time.monotonic() - self._stalled[1] > limits.TORN_SECONDS)
@@ -124,7 +141,7 @@ class Outbox:
     # Sending --------------------------------------------------------------------------------------------------------------------
 
     def open(self, transport: Transport) -> dict[str, Any]:
-        answer = transport.call("POST", "ingest/writers", self.about)
+        answer = transport.call("POST", "ingest/writers", self.told)
         self.opened = True
         self._go_to(int(answer.get("next") or 0))
         return answer
@@ -171,6 +188,7 @@ class Outbox:
             self.sealed = True
         self._write_ack()
         self._unlink()
+        self.reader.relax()
 
     def _go_to(self, record: int) -> None:
         self.next = record

@@ -10,7 +10,7 @@ import threading
 import time
 from pathlib import Path
 
-from . import adopt, limits
+from . import adopt, drain, limits
 from .adopt import run_folders, sweep, writers
 from .run import RunSender
 
@@ -32,14 +32,17 @@ def main(run_folder: str) -> int:
             return 0
         over = threading.Event()
         adopting = adopt.in_background(folder.parent, folder, url, token, over) if url else None
+        sender.drain = drain.Drain(folder)
         finished = _follow(sender, stopping)
+        sender.drain.close(sender, stopping)
         over.set()
         if adopting is not None:
             adopting.join(limits.STOP_SECONDS)
             if finished and not adopting.is_alive():
                 adopt.adopt(folder.parent, folder, str(url), token, stopping.is_set)
+        drain.adopt(folder.parent, folder, stopping)
         sender.resign()
-        if not finished or not _somebody_new(sender):
+        if not (finished or sender.drain.whole) or not _somebody_new(sender):
             return 0
 
 
@@ -52,7 +55,10 @@ def _follow(sender: RunSender, stopping: threading.Event) -> bool:
         if not sender.folder.exists():  # somebody removed the journal: nothing is left to do
             return False
         if stopping.is_set() and deadline is None:
-            deadline = time.monotonic() + limits.STOP_SECONDS
+            deadline = time.monotonic() + (limits.STOP_SECONDS if sender.drain.spool is None else drain.STOP_SECONDS)
+            sender.drain.hurry()
+        if sender.drain.suffices(sender, stopping.is_set()):
+            return False
         # A scheduler's SIGTERM comes to the trainer at the same time: its last words are waited for.
         if deadline is not None and (time.monotonic() > deadline or (sender.delivered and sender.ending)):
             return False

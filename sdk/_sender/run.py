@@ -23,6 +23,7 @@ from ..errors import EncoreError, ServerRefused, ServerUnreachable
 from . import LOCK, STATUS, limits, oom
 from .blobs import Blobs
 from .durable import Durable
+from .held import Hold
 from .node import Node
 from .outbox import Outbox
 from .stacks import Stacks
@@ -49,6 +50,7 @@ class RunSender:
         self.blobs = Blobs(self.run, Transport(url, token), folder / "blobs.sent" if trust_acks else None) if url else None
         self.capture, self.sample, self.liveness, self.may_stop = capture, sample, liveness, may_stop
         self.outboxes: dict[str, Outbox] = {}
+        self.hold = Hold(folder)
         self.node: Node | None = None
         self.followers = Followers(folder)  # TensorBoard's files; at work only in the elected sender
         self.known: set[str] = set()
@@ -57,6 +59,7 @@ class RunSender:
         self.run_url: str | None = None
         self.stop_told = False
         self.only: str | None = None  # of one writer alone
+        self.drain: Any = None  # into a spool, where there is one
         self.durable = Durable(folder, lambda: self.blobs.done if self.blobs is not None else ())
         self.failing_since: float | None = None  # nothing has been taken since
         self.taken_at = 0.0  # when the server last took something
@@ -110,6 +113,8 @@ class RunSender:
         """One round; True if there is more to do right now."""
         self.rescan()
         self._look()
+        if self.drain is not None:
+            self.drain.look(self)
         if self.node is not None:
             self.node.step(self.trainers)
         self._tell()  # also before a call that may take half a minute
@@ -128,13 +133,15 @@ class RunSender:
             names = sorted(entry.name for entry in os.scandir(self.folder) if entry.is_dir())
         except OSError:
             return
+        before = len(self.outboxes)
         for name in names:
             if name not in self.outboxes and (self.only in (None, name) or (self.node is not None and name == self.node.writer.id)):
                 about = read_json(self.folder / name / "writer.json")
                 if about is not None and about.get("writer") and isinstance(about.get("run"), dict):
                     box = self.outboxes[name] = Outbox(self.folder / name, about, self.trust_acks)
                     self._watch_memory(box)
-                    self._new_attempt()
+        if len(self.outboxes) > before:  # all at once: which start a writer is shows only beside the earlier ones
+            self._new_attempt()
 
     def _watch_memory(self, box: Outbox) -> None:
         """While it lives: later nothing tells which control group it was in."""
@@ -186,7 +193,8 @@ class RunSender:
         """Documents that concern this host, and processes that are gone."""
         now = time.monotonic()
         for box in self.outboxes.values():
-            if (box.sealed and box.eyes.next >= box.next > 0) or box.broken:
+            if (box.sealed and box.eyes.next >= box.next > 0) or box.broken or box.rested:
+                box.rest()
                 continue
             for doc in self._seen(box):
                 if doc.get("type") == "opened" and self._lock is not None and self.only is None:
@@ -195,6 +203,7 @@ class RunSender:
                     self.node.opened(doc)
                 elif doc.get("type") == "throughput" and self.node is not None:
                     self.node.throughput(box, doc)
+            box.rest()
         if not self.liveness or now < self._next_look:
             return
         self._next_look = now + limits.LOOK_SECONDS
@@ -220,6 +229,7 @@ class RunSender:
                 watch = self._memory.get(box.id)
                 node.gone(box, watch.killed() if watch is not None else None)
                 box.told_gone()
+                self._memory.pop(box.id, None)
 
     def _seen(self, box: Outbox) -> list[dict[str, Any]]:
         try:
@@ -256,10 +266,17 @@ class RunSender:
     def _deliver(self) -> bool:
         if self.transport is None or self.fatal or time.monotonic() < self._wait_until:
             return False
+        if (held := self.hold.look(self.outboxes)) is not None:
+            self.error = held
+            return False
+        if self.hold.run != self.run:
+            self.run, self.error = self.hold.run, None
+            if self.blobs is not None:
+                self.blobs.run = self.run
         busy = False
         boxes = sorted(self.outboxes.values(), key=lambda box: (box.kind == "node", box.about.get("started_us") or 0))
         for box in boxes:
-            if box.deleted or box.broken or (box.sealed and box.delivered) or time.monotonic() < box.wait_until:
+            if box.rested or box.deleted or box.broken or (box.sealed and box.delivered) or time.monotonic() < box.wait_until:
                 continue
             if box.kind == "node" and not box.opened and not _attempt_is_open(boxes):
                 continue

@@ -207,6 +207,7 @@
       for (const line of this.lines) if (!line.hidden) this.band(ctx, line, to, ratio);
       for (const line of this.lines) if (!line.hidden) this.line(ctx, line, to, ratio);
       for (const line of this.lines) if (!line.hidden) this.odd(ctx, line, to, ratio);
+      for (const line of this.lines) if (!line.hidden && line.fork_x !== undefined) this.fork(ctx, line, to, ratio);
       for (const mark of this.options.marks || []) {
         const x = Math.round(to.px(mark.x)) + 0.5;
         ctx.strokeStyle = ctx.fillStyle = css("--diverged");
@@ -268,7 +269,7 @@
         ctx.lineWidth = ratio;
         this.stroke(ctx, line.x, line.base, to);
       }
-      ctx.globalAlpha = line.wide ? 0.4 : 1;
+      ctx.globalAlpha = line.faint ? 0.35 : line.wide ? 0.4 : 1;
       ctx.lineWidth = (line.wide ? 5 : 1.5) * ratio;
       this.stroke(ctx, line.x, line.shown, to);
       ctx.setLineDash([]);
@@ -286,6 +287,20 @@
       }
       ctx.fill();
       ctx.globalAlpha = 1;
+    }
+
+    // Where what a fork inherited ends and its own begins: a diamond on the line.
+    fork(ctx, line, to, ratio) {
+      const value = line.shown[nearest(line.x, line.fork_x)];
+      if (!Number.isFinite(value)) return;
+      const [x, y, r] = [to.px(line.fork_x), to.py(value), 4.5 * ratio];
+      ctx.fillStyle = css("--ground");
+      ctx.strokeStyle = line.colour;
+      ctx.lineWidth = 1.5 * ratio;
+      ctx.beginPath();
+      ctx.moveTo(x, y - r); ctx.lineTo(x + r, y); ctx.lineTo(x, y + r); ctx.lineTo(x - r, y); ctx.closePath();
+      ctx.fill();
+      ctx.stroke();
     }
 
     // What has no height: NaN as a cross at the foot, Inf as an arrow at the edge it went through.

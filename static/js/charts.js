@@ -84,6 +84,7 @@
         from: number("from"),
         to: number("to"),
         ranks: ["all", "band"].includes(url.get("ranks")) ? url.get("ranks") : Encore.someRanks(url.get("ranks")) || "reduce",
+        branch: url.get("branch") === "all" ? "all" : "current",
       };
     }
 
@@ -91,6 +92,7 @@
       const { state, root } = this;
       for (const button of root.querySelectorAll("[data-x]")) button.setAttribute("aria-pressed", String(button.dataset.x === state.x));
       for (const button of root.querySelectorAll("[data-ranks-mode]")) button.setAttribute("aria-pressed", String(button.dataset.ranksMode === state.ranks));
+      root.querySelector("[data-branches]")?.setAttribute("aria-pressed", String(state.branch === "all"));
       root.querySelector("[data-log]")?.setAttribute("aria-pressed", String(state.log));
       const some = root.querySelector("[data-ranks-some]");
       if (some && document.activeElement !== some) some.value = Array.isArray(state.ranks) ? state.ranks.join(", ") : "";
@@ -106,11 +108,12 @@
       put("from", state.from, null);
       put("to", state.to, null);
       put("ranks", Array.isArray(state.ranks) ? state.ranks.join(",") : state.ranks, "reduce");
+      put("branch", state.branch, "current");
       history.replaceState(history.state, "", url);
     }
 
     change(part) {
-      const fetchAgain = "x" in part || "from" in part || "ranks" in part;
+      const fetchAgain = "x" in part || "from" in part || "ranks" in part || "branch" in part;
       if ("x" in part && part.x !== this.state.x) { part.from = null; part.to = null; }
       Object.assign(this.state, part);
       this.showState();
@@ -125,6 +128,7 @@
         if (!button) return;
         if (button.dataset.x) this.change({ x: button.dataset.x });
         else if (button.dataset.ranksMode) this.change({ ranks: button.dataset.ranksMode });
+        else if ("branches" in button.dataset) this.change({ branch: this.state.branch === "all" ? "current" : "all" });
         else if ("log" in button.dataset) this.change({ log: !this.state.log });
         else if ("zoomReset" in button.dataset) this.change({ from: null, to: null });
         else if ("retry" in button.dataset) this.want(this.panels.get(button.closest("[data-chart]")));
@@ -179,6 +183,7 @@
         buckets: Math.max(this.runs.length <= 8 ? 1000 : 100, Math.min(4000, Math.round(width - 68))),
         ranks: panels[0].ranks || state.ranks,
         since: since || null,
+        branch: state.branch,
       };
     }
 
@@ -219,6 +224,7 @@
         for (const panel of panels) groups.set(panel.cursor, [...(groups.get(panel.cursor) || []), panel]);
         for (const [cursor, group] of groups) {
           const fresh = await Encore.fetchSeries(this.query(group, cursor));
+          if (fresh.reset) { for (const panel of group) this.want(panel); continue; } // the run went back: what is drawn is no longer its history
           for (const panel of group) {
             const tails = fresh.series.filter((one) => one.key === panel.key);
             if (tails.length && !this.grow(panel, tails)) { this.want(panel); continue; }
@@ -235,7 +241,7 @@
       const most = this.query([panel]).buckets;
       const joined = [];
       for (const tail of tails) {
-        const at = panel.answer.findIndex((one) => one.run === tail.run && one.rank === tail.rank);
+        const at = panel.answer.findIndex((one) => one.run === tail.run && one.rank === tail.rank && one.branch === tail.branch);
         const old = panel.answer[at];
         if (!old || !old.exact || !tail.exact || !old.steps || !tail.steps) return false;
         let keep = old.x.length;
@@ -282,10 +288,11 @@
           colour: Encore.colour(index),
           dash: many && byRank && one.rank > 0 ? [2, 3] : Encore.dash(index),
           wide: run.wide,
-          label: [many ? run.name : "", byRank ? this.rankNames[one.rank] || `rank ${one.rank}` : ""].filter(Boolean).join(" · "),
+          faint: one.branch !== undefined,
+          label: [many ? run.name : "", byRank ? this.rankNames[one.rank] || `rank ${one.rank}` : "", one.branch ? `left by attempt ${one.branch}` : ""].filter(Boolean).join(" · "),
         });
       }
-      return lines;
+      return lines.sort((a, b) => b.faint - a.faint); // old branches lie under what counts
     }
 
     paint(panel) {

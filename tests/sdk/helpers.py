@@ -44,7 +44,13 @@ class Shop:
 
     def environment(self, server: Server | None = None, **more: str) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("ENCORE_", "PYTEST", "COV_"))}
-        kept |= {"ENCORE_HOME": str(self.home), "HOME": str(self.folder), "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+        kept |= {
+            "ENCORE_HOME": str(self.home),
+            "ENCORE_LOCAL": str(self.folder / "local"),
+            "HOME": str(self.folder),
+            "PYTHONPATH": str(ROOT),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
         if server is not None:
             kept |= {"ENCORE_URL": server.url, "ENCORE_TOKEN": "secret-token-of-ada"}
         return kept | more

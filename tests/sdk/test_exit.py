@@ -289,6 +289,18 @@ def test_the_programs_own_faulthandler_is_its_own(shop: Shop, server: Server) ->
     assert until(lambda: server.docs("event", "gone"))
 
 
+def test_a_program_that_closes_all_files_finds_nothing_of_ours_in_its_own(shop: Shop, server: Server) -> None:
+    """Daemons do that; the next file gets the lowest free number, and a signal's mark must not go there."""
+    program = START + (
+        "os.closerange(3, 256)\nfiles = [open(f'own-{i}', 'w') for i in range(40)]\n"
+        "print('on', flush=True); os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)"
+    )
+    done = shop.run(program, server)
+    assert done.returncode == -signal.SIGTERM
+    assert [path.read_text() for path in sorted(shop.work.glob("own-*"))] == [""] * 40
+    assert finished(server)["signal"] == signal.SIGTERM
+
+
 def test_children_of_the_programs_own_are_its_own(shop: Shop, server: Server) -> None:
     """subprocess, os.wait and multiprocessing see their own children and none of ours."""
     program = """

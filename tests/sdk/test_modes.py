@@ -127,7 +127,7 @@ def test_a_journal_that_cannot_be_written_costs_no_training(shop: Shop, readable
     spare.mkdir()
     if not readable_tmp:
         (spare / f"encore-{os.getuid()}").write_text("nor this")
-    done = shop.run(TRAIN, None, ENCORE_MODE="offline", TMPDIR=str(spare))
+    done = shop.run(TRAIN, None, ENCORE_MODE="offline", ENCORE_LOCAL=str(spare))
     assert done.returncode == 0, done.stderr
     assert "trained" in done.stdout
     assert bool(list(spare.glob("encore-*/sdk/*/*/writer.json"))) == readable_tmp

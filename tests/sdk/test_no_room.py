@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,18 @@ train(9_000)
     assert lost_points(said) > 0
     assert kept(said) + lost_points(said) == 9_000 * KEYS
     assert "Permission denied" in " ".join(said["lost"])
+
+
+def test_a_truncated_file_is_survived_by_write(tmp_path: Path) -> None:
+    """Another program cuts the file to nothing: nothing would catch that under a map; mode "write" goes on, and later segments are read."""
+    said = train(tmp_path, "write", "train(500)\nos.truncate(writer.folder / '00000000.seg', 0)\ntrain(4000)")
+    batches = everything(Path(said["folder"]), settled=True)
+    steps = [step for batch in batches for frame in batch["frames"] for step in frame["steps"]]
+    assert 500 < steps[0] < 4000
+    assert steps == list(range(steps[0], 4500))
+    holes = [tuple(hole) for batch in batches for hole in batch["holes"]]
+    assert holes[0][0] == 0
+    assert all(later[0] == earlier[1] + 1 for earlier, later in pairwise(holes)), "one stretch: the cut segment"
 
 
 def test_a_read_only_journal_from_the_start(shop: Shop, server: Server) -> None:

@@ -230,6 +230,30 @@ def test_a_sender_is_light(shop: Shop, server: Server) -> None:
         process.kill()
 
 
+def test_the_dead_cost_a_sender_neither_memory_nor_looks(shop: Shop, server: Server) -> None:
+    """A long run leaves hundreds of ended starts and forked children; each would hold 8 MiB mapped and be read again each tick."""
+    run = new_id()
+    program = """
+        import os, sdk
+        sdk.init(project="p")
+        for n in range(40):
+            if os.fork() == 0:
+                sdk.log({"child": float(n)}, step=n)
+                os._exit(0)
+            os.wait()
+        os.kill(os.getpid(), 9)
+    """
+    assert shop.run(program, None, ENCORE_SENDER="external", ENCORE_RUN_ID=run).returncode == -9
+    sender = RunSender(shop.journal / run, server.url, "t")
+    assert rounds(sender, lambda: sender.done)
+    sender.step()
+    assert len(sender.outboxes) >= 41
+    assert all(box.rested for box in sender.trainers)
+    mapped = sum(line.count(".seg") for line in Path("/proc/self/maps").read_text().splitlines() if run in line)
+    assert mapped <= 4, mapped
+    assert len(server.points("child", kind="node")) == 40
+
+
 # Waiting ----------------------------------------------------------------------------------------------------------------------------
 
 

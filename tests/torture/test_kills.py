@@ -70,7 +70,7 @@ def kill_trainers(house: House, number: int, kills: int, seed: int, kill_senders
     ledger = Ledger(ledger_path, kills)
     spec = {"root": str(house.journal), "run": run, "ledger": str(ledger_path), "slots": kills, "first_slot": 0, "kills": kills}
     spec_path = house.folder / f"spec-{run['id']}.json"
-    spec_path.write_text(json.dumps(spec | {"ranks": RANKS, "seed": seed}))
+    spec_path.write_text(json.dumps(spec | {"ranks": RANKS, "seed": seed, "mode": ("map", "write")[(number + kill_senders) % 2]}))
     killing = subprocess.Popen([sys.executable, str(HERE / "writers.py"), str(spec_path)], stdout=subprocess.PIPE, text=True)
     try:
         assert until(lambda: folder.exists() or killing.poll() is not None)
@@ -93,7 +93,8 @@ def kill_trainers(house: House, number: int, kills: int, seed: int, kill_senders
 
 @pytest.mark.parametrize("kill_senders", [False, True], ids=["trainers", "trainers-and-senders"])
 def test_trainers_killed_at_random_instants_lose_nothing(house: House, results: Results, kill_senders: bool) -> None:
-    """Each start of a rank is killed, at once, in its first records, or later; each next one resumes. With and without the sender."""
+    """Each start of a rank is killed, at once, in its first records, or later; each next one resumes. With and without the sender,
+    and in both ways of writing the journal."""
     total, kills, senders_killed = Account(), 0, 0
     runs = range(max(1, TRAINER_KILLS // KILLS_A_RUN // 2))
     over = time.monotonic() + float(os.environ.get("ENCORE_TORTURE_SECONDS", "inf")) / 4

@@ -3,7 +3,7 @@
     python writers.py SPEC.json
 
 Each child is a writer of its own (the process start of a rank, as the journal sees it) and logs through the journal's own `log`, which
-`sdk.log` is bound to. SPEC: {"root", "run", "ledger", "slots", "first_slot", "kills", "ranks", "seed"}.
+`sdk.log` is bound to. SPEC: {"root", "run", "ledger", "slots", "first_slot", "kills", "ranks", "seed", "mode"}.
 """
 
 import json
@@ -29,7 +29,7 @@ def trainer(spec: dict, ledger: Ledger, slot: int, rank: int, first: int, kind: 
     writer = Writer(
         Path(spec["root"]),
         spec["run"],
-        SimpleNamespace(strict=False),
+        SimpleNamespace(strict=False, journal_mode=spec.get("mode", "map")),
         {
             "rank": rank,
             "world_size": spec["ranks"],

@@ -11,6 +11,7 @@ from tracker.api.runs import boolean
 from tracker.domain.errors import Invalid
 from tracker.domain.ids import is_id
 from tracker.services import export
+from tracker.services.series import branch_of
 
 CONTENT_TYPE = "application/vnd.encore.history"
 MOST_BYTES = 2**20
@@ -29,7 +30,7 @@ def all_runs(request: HttpRequest, user, token) -> StreamingHttpResponse:
 
 @auth.plain(methods=("POST",))
 def history(request: HttpRequest, user, token) -> StreamingHttpResponse:
-    """``{"keys": […], "runs": [ids] or project/filter/state/sort, "ranks", "from", "to", "cursor"}``."""
+    """``{"keys": […], "runs": [ids] or project/filter/state/sort, "ranks", "from", "to", "attempt", "cursor"}``."""
     body = request.body
     if len(body) > MOST_BYTES:
         raise Invalid("The query is longer than 1 MiB: ask in portions.")
@@ -57,7 +58,8 @@ def history(request: HttpRequest, user, token) -> StreamingHttpResponse:
     if ids is not None and (not isinstance(ids, list) or not all(isinstance(one, str) and is_id(one) for one in ids)):
         raise Invalid("runs is a list of ids.", runs="malformed")
     found = export.pages(user=user, limit=export.RUNS_AT_ONCE, asked={**asked, "ids": ids})
-    frames = export.history_frames(found, tuple(dict.fromkeys(keys)), export.ranks_asked(query.get("ranks")), *steps)
+    ranks, branch = export.ranks_asked(query.get("ranks")), branch_of(None, query.get("attempt"))
+    frames = export.history_frames(found, tuple(dict.fromkeys(keys)), ranks, *steps, user=user, branch=branch)
     return StreamingHttpResponse(frames, content_type=CONTENT_TYPE, headers=_HEADERS)
 
 

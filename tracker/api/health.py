@@ -1,12 +1,19 @@
 """Is this process alive and does it reach its database?"""
 
+from importlib.metadata import PackageNotFoundError, version
+
 from django.db import connection
 from django.http import JsonResponse
 from django.views.decorators.http import require_safe
+
+try:
+    _VERSION = version("encore-tracker")
+except PackageNotFoundError:  # run from a checkout that was not installed
+    _VERSION = None
 
 
 @require_safe
 def healthz(request):
     with connection.cursor() as cursor:
         cursor.execute("SELECT 1")
-    return JsonResponse({"status": "ok"}, headers={"Cache-Control": "no-store"})
+    return JsonResponse({"status": "ok", "version": _VERSION}, headers={"Cache-Control": "no-store"})

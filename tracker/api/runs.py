@@ -7,7 +7,7 @@ from rest_framework.response import Response
 
 from tracker.api.views import View, listed, page_of
 from tracker.domain.errors import Invalid
-from tracker.services import metrics, runs
+from tracker.services import lineage, metrics, runs, series
 
 
 class RunRow(serializers.Serializer):
@@ -37,6 +37,7 @@ class RunRow(serializers.Serializer):
 class AttemptShape(serializers.Serializer):
     number = serializers.IntegerField()
     reason = serializers.CharField()
+    rewound_to = serializers.IntegerField(allow_null=True, help_text="It went back: earlier attempts count up to this step.")
     world_size = serializers.IntegerField()
     launch = serializers.DictField()
     started_at = serializers.DateTimeField()
@@ -53,6 +54,21 @@ class WriterShape(serializers.Serializer):
     finish = serializers.DictField(allow_null=True)
 
 
+class ForkedFromShape(serializers.Serializer):
+    run = serializers.CharField()
+    step = serializers.IntegerField(help_text="Up to which the history is inherited, inclusive.")
+    name = serializers.CharField(allow_null=True)
+    project = serializers.CharField(allow_null=True)
+    state = serializers.ChoiceField(["inherited", "deleted", "unknown"], help_text="unknown: not here yet, or not for your eyes.")
+
+
+class ForkShape(serializers.Serializer):
+    run = serializers.CharField()
+    name = serializers.CharField()
+    step = serializers.IntegerField()
+    state = serializers.CharField()
+
+
 class RunShape(RunRow):
     error = serializers.DictField(allow_null=True)
     dropped = serializers.DictField()
@@ -60,6 +76,8 @@ class RunShape(RunRow):
     attempts = AttemptShape(many=True)
     writers = WriterShape(many=True)
     reproduction_of = serializers.CharField(allow_null=True, help_text="The original's id, if this run is a rerun.")
+    forked_from = ForkedFromShape(allow_null=True)
+    forks = ForkShape(many=True)
 
 
 class RunChange(serializers.Serializer):
@@ -85,19 +103,24 @@ class HistoryShape(serializers.Serializer):
     run = serializers.CharField()
     key = serializers.CharField()
     points = serializers.ListField(child=serializers.ListField(), help_text="[step, time in microseconds, value]; NaN and Inf as text.")
+    branches = serializers.ListField(
+        child=serializers.DictField(), required=False, help_text="With branch=all: {attempt, rewound_to, points} of each old branch."
+    )
 
 
-def shown(run) -> dict:
+def shown(run, user) -> dict:
     run.metrics = metrics.of_run(run)
-    found = RunShape(_Whole(run)).data
+    found = RunShape(_Whole(run, user)).data
     return found
 
 
 class _Whole:
     """A run with what its page shows; one query each."""
 
-    def __init__(self, run) -> None:
+    def __init__(self, run, user) -> None:
         self._run = run
+        for name, value in lineage.told(user=user, run=run).items():
+            setattr(self, name, value)
         self.attempts = list(run.attempts.all())
         self.writers = list(run.writers.select_related("attempt").order_by("attempt__number", "rank", "started_us")[:2000])
         reproduction = getattr(run, "reproduction", None) if hasattr(run, "reproduction") else None
@@ -155,12 +178,12 @@ class Runs(View):
 class Run(View):
     @extend_schema(operation_id="run", responses=RunShape)
     def get(self, request, id):
-        return Response(shown(runs.get(user=request.user, run_id=id)))
+        return Response(shown(runs.get(user=request.user, run_id=id), request.user))
 
     @extend_schema(operation_id="change_run", request=RunChange, responses=RunShape)
     def patch(self, request, id):
         run = runs.get(user=request.user, run_id=id)
-        return Response(shown(runs.update(user=request.user, run=run, **self.asked(RunChange))))
+        return Response(shown(runs.update(user=request.user, run=run, **self.asked(RunChange)), request.user))
 
     @extend_schema(operation_id="delete_run", responses={204: None})
     def delete(self, request, id):
@@ -171,7 +194,7 @@ class Run(View):
 class Stop(View):
     @extend_schema(operation_id="stop_run", request=None, responses=RunShape)
     def post(self, request, id):
-        return Response(shown(runs.request_stop(user=request.user, run=runs.get(user=request.user, run_id=id))))
+        return Response(shown(runs.request_stop(user=request.user, run=runs.get(user=request.user, run_id=id)), request.user))
 
 
 class Keys(View):
@@ -183,7 +206,12 @@ class Keys(View):
 class History(View):
     @extend_schema(
         operation_id="run_history",
-        parameters=[OpenApiParameter("key", OpenApiTypes.STR, required=True), OpenApiParameter("rank", OpenApiTypes.INT)],
+        parameters=[
+            OpenApiParameter("key", OpenApiTypes.STR, required=True),
+            OpenApiParameter("rank", OpenApiTypes.INT),
+            OpenApiParameter("attempt", OpenApiTypes.INT, description="what this attempt logged itself, whatever came after it"),
+            OpenApiParameter("branch", OpenApiTypes.STR, enum=["current", "all"], description="all: with the old branches beside it"),
+        ],
         responses=HistoryShape,
     )
     def get(self, request, id):
@@ -193,4 +221,6 @@ class History(View):
         key = request.query_params.get("key")
         if not key:
             raise Invalid("key is missing: ?key=train/loss", key="missing")
-        return Response(metrics.history(run, key, whole(request.query_params.get("rank"), "rank")))
+        asked = request.query_params
+        branch = series.branch_of(asked.get("branch") or None, whole(asked.get("attempt"), "attempt"))
+        return Response(metrics.history(run, key, whole(asked.get("rank"), "rank"), user=request.user, branch=branch))

@@ -7,7 +7,7 @@ from tracker.models.job import Job, JobLog, JobStep
 from tracker.models.key import KeyDefinition, RunValue
 from tracker.models.log import LogChunk
 from tracker.models.media import Media
-from tracker.models.metric import MetricBlock, MetricKeyset, MetricSegment, MetricSummary, MetricTrash
+from tracker.models.metric import MetricBlock, MetricKeyset, MetricSegment, MetricSummary, MetricTrash, StaleSummary
 from tracker.models.project import Membership, Project
 from tracker.models.reproduction import Reproduction
 from tracker.models.run import Run
@@ -19,5 +19,5 @@ from tracker.models.writer import Writer
 __all__ = [
     "Attempt", "Blob", "Event", "Job", "JobLog", "JobStep", "KeyDefinition", "LogChunk", "LoginLink", "Media", "Membership",
     "MetricBlock", "MetricKeyset", "MetricSegment", "MetricSummary", "MetricTrash", "Project", "Reproduction", "Run", "RunValue",
-    "Token", "User", "Worker", "Writer",
+    "StaleSummary", "Token", "User", "Worker", "Writer",
 ]  # fmt: skip

@@ -10,6 +10,7 @@ class Attempt(models.Model):
     number = models.PositiveIntegerField(help_text="From 1; the k-th start of a rank.")
     reason = models.CharField(max_length=50, default="start")
     world_size = models.PositiveIntegerField(default=1)
+    rewound_to = models.BigIntegerField(null=True, help_text="What earlier attempts have beyond this step is an old branch.")
     launch = models.JSONField(default=dict)
     recipe = models.JSONField(default=dict, help_text="Sections of docs/formats.md, Recipe.")
     started_at = models.DateTimeField(auto_now_add=True)

@@ -69,6 +69,18 @@ class MetricSummary(models.Model):
     min = models.FloatField(null=True)
     max = models.FloatField(null=True)
     sum = models.FloatField(null=True)
+    hi_step = models.BigIntegerField(null=True, help_text="Of stitched runs: points beyond it can be added, others make it stale.")
 
     class Meta:
         constraints = [models.UniqueConstraint(fields=["run", "key", "rank"], name="one_summary_per_run_key_rank")]
+
+
+class StaleSummary(models.Model):
+    """A key of a stitched run whose summary is to be made again from its series."""
+
+    run = models.ForeignKey(Run, models.CASCADE, related_name="stale_summaries")
+    key = models.CharField(max_length=500, blank=True, help_text="Empty: all of them.")
+    marks = models.BigIntegerField(default=1, help_text="Counted up with each reason; taken away only if it is as it was read.")
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["run", "key"], name="one_stale_summary_per_run_and_key")]

@@ -30,6 +30,9 @@ class Run(models.Model):
     notes = models.TextField(blank=True)
     config = models.JSONField(default=dict)
     summary = models.JSONField(default=dict, help_text="What the program set itself; metrics' own summaries are MetricSummary rows.")
+    fork_run = models.CharField(max_length=26, blank=True, help_text="Whose history it goes on; that run may not have come yet.")
+    fork_step = models.BigIntegerField(null=True, help_text="Up to which step, inclusive.")
+    is_stitched = models.BooleanField(default=False, help_text="A fork, or rewound once: its summaries are made from the stitched history.")
     host = models.CharField(max_length=250, blank=True)
     created_at = models.DateTimeField(auto_now_add=True)
     started_at = models.DateTimeField(null=True)
@@ -52,6 +55,7 @@ class Run(models.Model):
             models.Index(fields=["project", "-created_at", "id"], name="run_project_newest"),
             models.Index(fields=["-created_at", "id"], name="run_newest"),
             models.Index(fields=["state", "heartbeat_at"], name="run_state_heartbeat"),
+            models.Index(fields=["fork_run"], name="run_forks", condition=~models.Q(fork_run="")),
         ]
 
     def __str__(self) -> str:

@@ -57,9 +57,11 @@ def _told(run: Run, recipe_attempt: int | None) -> dict[str, Any]:
         "project": run.project.slug,
         "user": run.user.username if run.user else None,
         **{name: _when(getattr(run, name)) for name in ("created_at", "started_at", "finished_at")},
+        **({"fork": {"run": run.fork_run, "step": run.fork_step}} if run.fork_run else {}),
         "recipe_attempt": recipe_attempt,
         "attempts": [
             {"number": each.number, "reason": each.reason, "world_size": each.world_size, "launch": each.launch}
+            | ({} if each.rewound_to is None else {"rewound_to": each.rewound_to})
             for each in run.attempts.order_by("number")
         ],
         "writers": [

@@ -15,7 +15,7 @@ from django.utils import timezone
 from tracker.domain import recipes, storable
 from tracker.domain.lifecycle import RunState
 from tracker.models import Attempt, Event, KeyDefinition, LogChunk, Media, Run, Writer
-from tracker.services import asks, liveness, ranks, values
+from tracker.services import asks, attempts, liveness, ranks, values
 
 NO_STEP = -(2**63)
 DEFINE_FIELDS = ("goal", "x", "kind", "reduce", "over", "same", "result")
@@ -81,6 +81,8 @@ def _write(batch: _Batch) -> None:
     Media.objects.bulk_create(batch.media, batch_size=100)
     if batch.ended:
         liveness.settle(batch.run)
+        if (batch.writer.finish or {}).get("state") == RunState.PREEMPTED.value:
+            attempts.give_reasons(batch.run)  # the next start may be known already
 
 
 def _whole(batch: _Batch, doc) -> dict:
@@ -104,13 +106,19 @@ def _whole(batch: _Batch, doc) -> dict:
 def _config(batch: _Batch, entry: dict, doc: dict) -> None:
     found = storable.value(_object(doc["value"]))
     run = batch.run
-    if batch.writer.rank == 0:
+    if batch.writer.rank == 0 and not _is_overtaken(batch):
         run.config = {**run.config, **found} if doc.get("update") else found
     else:
-        # Every rank of a launch sends its config; rank 0's word stands, the others only add what it did not say.
+        # Every rank of a launch sends its config; rank 0's word stands, the others only add what it did not say. So does an earlier
+        # attempt whose journal comes late: it lies under what later ones said.
         run.config = {**found, **run.config}
     batch.fields.add("config")
     batch.config = True
+
+
+def _is_overtaken(batch: _Batch) -> bool:
+    """Whether a later attempt has begun."""
+    return Attempt.objects.filter(run=batch.run, number__gt=batch.writer.attempt.number).exists()
 
 
 def _summary(batch: _Batch, entry: dict, doc: dict) -> None:

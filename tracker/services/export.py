@@ -17,7 +17,7 @@ from django.db.models import Max, Min, Sum
 
 from tracker.domain.errors import EncoreError, Invalid
 from tracker.models import MetricSummary, Run, User
-from tracker.services import metrics, runs, series
+from tracker.services import lineage, metrics, runs, series
 from tracker.services.paging import Page
 from tracker.store import reading
 from tracker.store.reading import Column
@@ -121,16 +121,29 @@ def ranks_asked(found: Any) -> tuple[int, ...] | str | None:
 
 
 def history_frames(
-    found: Iterator[Page], keys: tuple[str, ...], ranks: tuple[int, ...] | str | None, lo_step: int | None, hi_step: int | None
+    found: Iterator[Page],
+    keys: tuple[str, ...],
+    ranks: tuple[int, ...] | str | None,
+    lo_step: int | None,
+    hi_step: int | None,
+    *,
+    user: User,
+    branch: str | int = reading.CURRENT,
 ) -> Iterator[bytes]:
-    """docs/formats.md, *Histories*: a frame for each series that has points, in the order of the runs."""
+    """docs/formats.md, *Histories*: a frame for each series that has points, in the order of the runs; forks as ``user`` may see them.
+
+    ``branch``: reading.CURRENT, or a number: what this attempt logged itself.
+    """
     yield HEAD.pack(MAGIC, VERSION, 0)
     count = points = 0
     window = (reading.LO if lo_step is None else lo_step, reading.HI if hi_step is None else hi_step)
     try:
         for page in found:
+            told = [(run.id, run.fork_run, run.fork_step) for run in page.results]
+            forks = lineage.forks_of(told, Run.objects.visible_to(user))
             for some, names, chosen in _portions([run.id for run in page.results], keys, ranks):
-                for column in _columns(some, names, chosen, ranks, window):
+                read = reading.history(some, names, chosen, lo_step=window[0], hi_step=window[1], forks=forks, branch=branch)
+                for column in _lowest(read) if ranks is None else read:
                     frame, n = series_frame(column)
                     count, points = count + 1, points + n
                     yield frame
@@ -184,16 +197,14 @@ def _portions(
         yield gathered, names, chosen
 
 
-def _columns(
-    run_ids: list[str], keys: list[str], chosen: list[int] | None, ranks: tuple[int, ...] | str | None, window: tuple[int, int]
-) -> Iterator[Column]:
+def _lowest(columns: list[Column]) -> Iterator[Column]:
+    """Of each run and key the lowest rank, which comes first."""
     before: tuple[str, str] | None = None
-    for column in reading.history(run_ids, keys, chosen, lo_step=window[0], hi_step=window[1]):
+    for column in columns:
         name = (column.run, column.key)
-        if ranks is None and name == before:  # sorted by rank: the lowest came first
-            continue
+        if name != before:
+            yield column
         before = name
-        yield column
 
 
 def series_frame(column: Column) -> tuple[bytes, int]:

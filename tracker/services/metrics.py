@@ -9,7 +9,7 @@ from typing import Any
 from tracker.domain import keys as meanings
 from tracker.domain import storable
 from tracker.models import MetricSummary, Run, RunValue
-from tracker.services import summaries
+from tracker.services import lineage, summaries
 from tracker.store import reading
 
 MOST_KEYS = 20_000
@@ -109,17 +109,28 @@ def definition(key: str, definitions: list) -> dict:
     return {name: getattr(meaning, name, None) for name in ("goal", "kind", "reduce", "over", "same", "x", "evidence")}
 
 
-def history(run: Run, key: str, rank: int | None = None) -> dict:
-    """Every winning point of a key, of the lowest rank that logged it unless ``rank`` says another."""
+def history(run: Run, key: str, rank: int | None = None, *, user, branch: str | int = reading.CURRENT) -> dict:
+    """Every winning point of a key, of the lowest rank that logged it unless ``rank`` says another.
+
+    With ``branch`` ALL, ``branches`` beside it: what each attempt that went back left behind. A number: that attempt's own points.
+    """
     logged = MetricSummary.objects.filter(run=run, key=key).order_by("rank").values_list("rank", flat=True)
     chosen = rank if rank is not None else logged.first()
+    forks = lineage.forks_for(user, run) if run.fork_run else {}
     points: list[list] = []
-    for column in reading.history([run.id], [key], None if chosen is None else [chosen]):
+    branches: dict[int, list[list]] = {}
+    for column in reading.history([run.id], [key], None if chosen is None else [chosen], forks=forks, branch=branch):
         if chosen is None:  # not summarised yet: the first rank that is there
             chosen = column.rank
-        if column.rank != chosen:
-            continue
-        rows = zip(column.steps.tolist(), column.times.tolist(), column.values.tolist(), column.winner.tolist(), strict=True)
-        points += [[step, time, storable.value(value)] for step, time, value, winner in rows if winner]
-    points.sort(key=lambda point: point[0])
-    return {"run": run.id, "key": key, "rank": chosen, "points": points}
+        if column.rank == chosen:
+            (points if column.branch is None else branches.setdefault(column.branch, [])).extend(_points(column))
+    told = {"run": run.id, "key": key, "rank": chosen, "points": points}
+    if branch == reading.ALL:
+        steps = dict(run.attempts.filter(number__in=branches).values_list("number", "rewound_to"))
+        told["branches"] = [{"attempt": n, "rewound_to": steps.get(n), "points": left} for n, left in sorted(branches.items())]
+    return told
+
+
+def _points(column: reading.Column) -> list[list]:
+    rows = zip(column.steps.tolist(), column.times.tolist(), column.values.tolist(), column.winner.tolist(), strict=True)
+    return sorted(([step, time, storable.value(value)] for step, time, value, winner in rows if winner), key=lambda point: point[0])

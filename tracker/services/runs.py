@@ -15,7 +15,7 @@ from tracker.domain import ids, storable
 from tracker.domain.errors import Forbidden, Invalid, NotFound
 from tracker.domain.lifecycle import JobState, RunState
 from tracker.models import Attempt, Job, MetricSegment, Project, Run, User
-from tracker.services import compaction, documents, filters, paging, projects, values
+from tracker.services import compaction, documents, filters, lineage, paging, projects, values
 from tracker.services.paging import Key, Page
 
 COLUMNS = {
@@ -170,6 +170,7 @@ def delete(*, user: User, run: Run) -> None:
     require_editor(user=user, run=run)
     now = timezone.now()
     Run.objects.filter(pk=run.pk, deleted_at=None).update(deleted_at=now)
+    lineage.deleted(run)
     # A job that still plays it again or writes it has nothing left to do.
     over = Q(reproduction__rerun_id=run.pk) | Q(reproduction__original_id=run.pk)
     open_jobs = Job.objects.filter(over, state__in=[JobState.QUEUED.value, JobState.RUNNING.value], cancel_requested_at=None)
@@ -196,6 +197,7 @@ def _purge(run_id: str) -> int:
         run.metrickeyset_set.all().delete()
         run.metric_summaries.all().delete()
         run.values.all().delete()
+        run.stale_summaries.all().delete()
         run.key_definitions.all().delete()
         run.logchunk_set.all().delete()
         run.events.all().delete()
@@ -203,6 +205,7 @@ def _purge(run_id: str) -> int:
         run.writers.all().delete()
         run.attempts.all().delete()
         run.config, run.summary, run.error, run.tags, run.notes, run.name = {}, {}, None, [], "", ""
+        run.fork_run, run.fork_step = "", None
         run.purged_at = timezone.now()
         run.save()
     return 1

@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,10 @@ from tracker.domain import coordinates, series_answer
 from tracker.domain import keys as meanings
 from tracker.domain.errors import Invalid
 from tracker.domain.ids import is_id
+from tracker.domain.lineage import INHERITED, Fork, mark
 from tracker.models import KeyDefinition, MetricSummary, Run
+from tracker.services import lineage, lineage_clock, summaries
 from tracker.services import ranks as rank_facts
-from tracker.services import summaries
 from tracker.store import reading
 from tracker.store.reading import Column, WriterInfo
 
@@ -42,6 +43,8 @@ class Query:
     buckets: int = 1000
     ranks: str | tuple[int, ...] = "reduce"
     since: str | None = None
+    branch: str | int = reading.CURRENT
+    """CURRENT or ALL; a number: what this attempt logged itself."""
 
 
 def answer(*, user, query: dict[str, Any], as_json: bool = False) -> bytes | dict[str, Any]:
@@ -74,7 +77,20 @@ def parse(query: Any) -> Query:
     since = query.get("since")
     if since is not None and not isinstance(since, str):
         raise Invalid("since is the cursor of an earlier answer.", since="malformed")
-    return Query(runs, keys, x, lo, hi, buckets, ranks, since)
+    return Query(runs, keys, x, lo, hi, buckets, ranks, since, branch_of(query.get("branch"), query.get("attempt")))
+
+
+def branch_of(branch: Any, attempt: Any) -> str | int:
+    """What ``reading`` calls the branch that was asked for. Raises Invalid."""
+    if attempt is not None:
+        if not isinstance(attempt, int) or isinstance(attempt, bool) or not 1 <= attempt < 2**31:
+            raise Invalid("attempt is the number of an attempt, from 1.", attempt="malformed")
+        if branch is not None:
+            raise Invalid("attempt and branch exclude each other.", attempt="with branch")
+        return attempt
+    if branch not in (None, reading.CURRENT, reading.ALL):
+        raise Invalid('branch is "current" or "all".', branch="unknown")
+    return branch or reading.CURRENT
 
 
 def _texts(query: dict, name: str, most: int) -> tuple[str, ...]:
@@ -105,44 +121,77 @@ def _number(query: dict, name: str) -> float | None:
 
 def _answer(user, query: Query) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     ids = [run for run in query.runs if is_id(run)]
-    visible = set(Run.objects.visible_to(user).filter(id__in=ids).values_list("id", flat=True)) if ids else set()
-    runs = [run for run in ids if run in visible]
-    before = _cursor_in(query.since, visible) if query.since is not None else None
+    visible = Run.objects.visible_to(user)
+    found = list(visible.filter(id__in=ids).values_list("id", "fork_run", "fork_step")) if ids else []
+    there = {row[0] for row in found}
+    runs = [run for run in ids if run in there]
+    forks = lineage.forks_of(found, visible)
+    before = _cursor_in(query.since) if query.since is not None else None
     if before is not None:
-        writers = reading.writers_of(runs)
+        writers = reading.writers_of(reading.with_ancestors(runs, forks))
+        marks = _marks(runs, writers, forks)
+        if any(before.get(run) != marks.get(run) for run in runs):
+            # An attempt went back, or an ancestor came or went: what the client has is no longer the history.
+            return [], {"cursor": query.since, "x": query.x, "reset": True}
         if all(info.next <= before.get(info.id, 0) for info in writers.values()):
-            return [], {"cursor": _cursor(writers), "x": query.x}  # nothing came: one query, nothing decoded
+            return [], {"cursor": _cursor(writers, marks), "x": query.x}  # nothing came: one query, nothing decoded
     keys = keys_of_runs(runs, query.keys)
     ranks = query.ranks if isinstance(query.ranks, tuple) else None
-    window = _step_window(query)
+    shifts = lineage_clock.shifts(runs, forks) if query.x == "relative" and forks else {}
+    asked = _Asked(runs, keys, ranks, _step_window(query), forks, query.branch, shifts)
     if before is None:
-        columns, writers = reading.read(runs, keys, ranks, lo_step=window[0], hi_step=window[1])
+        columns, writers = asked.read()
         tails: dict[tuple[str, str], int] = {}
     else:
-        columns, writers, tails = _read_tail(runs, keys, ranks, window, before)
-    entries = _entries(query, columns, writers, keys, tails if before is not None else None)
-    return entries, {"cursor": _cursor(writers), "x": query.x}
+        columns, writers, tails = _read_tail(asked, before)
+    entries = _entries(query, columns, writers, tails if before is not None else None)
+    return entries, {"cursor": _cursor(writers, _marks(runs, writers, forks)), "x": query.x}
 
 
-def _read_tail(runs, keys, ranks, window, before) -> tuple[list[Column], dict[str, WriterInfo], dict[tuple[str, str], int]]:
+@dataclass(frozen=True)
+class _Asked:
+    """A query as the store is asked, whole or in part."""
+
+    runs: list[str]
+    keys: list[str]
+    ranks: tuple[int, ...] | None
+    window: tuple[int, int]
+    forks: dict[str, tuple[Fork, ...]]
+    branch: str | int
+    shifts: dict[str, dict[str, int]]
+
+    def read(self, since: dict[str, int] | None = None, **part: Any) -> tuple[list[Column], dict[str, WriterInfo]]:
+        asked = replace(self, **part)
+        return reading.read(
+            asked.runs, asked.keys, asked.ranks, lo_step=asked.window[0], hi_step=asked.window[1], since=since, forks=asked.forks,
+            branch=asked.branch, shifts=asked.shifts,
+        )  # fmt: skip
+
+
+def _read_tail(asked: _Asked, before: dict[str, int]) -> tuple[list[Column], dict[str, WriterInfo], dict[tuple[str, str], int]]:
     """What a client that has all up to ``before`` must draw anew: of each (run, key) with news, all from their lowest step on."""
-    news, writers = reading.read(runs, keys, ranks, lo_step=window[0], hi_step=window[1], since=before)
+    news, writers = asked.read(since=before)
     lowest: dict[tuple[str, str], int] = {}
     for column in news:
         name, lo = (column.run, column.key), int(column.steps.min())
         lowest[name] = min(lo, lowest.get(name, lo))
     if not lowest:
         return [], writers, {}
-    columns, writers = reading.read(
-        [run for run in runs if any(run == r for r, _ in lowest)], [key for key in keys if any(key == k for _, k in lowest)], ranks,
-        lo_step=max(window[0], min(lowest.values())), hi_step=window[1],
-    )  # fmt: skip
+    columns, writers = asked.read(
+        runs=[run for run in asked.runs if any(run == r for r, _ in lowest)],
+        keys=[key for key in asked.keys if any(key == k for _, k in lowest)],
+        window=(max(asked.window[0], min(lowest.values())), asked.window[1]),
+    )
     kept = []
     for column in columns:
         lo = lowest.get((column.run, column.key))
         if lo is not None and (cut := _from_step(column, lo)) is not None:
             kept.append(cut)
     return kept, writers, lowest
+
+
+def _marks(runs: list[str], writers: dict[str, WriterInfo], forks: dict[str, tuple[Fork, ...]]) -> dict[str, int]:
+    return {run: mark(plan) for run, plan in reading.plans_of(runs, writers, forks).items()}
 
 
 def _from_step(column: Column, lo: int) -> Column | None:
@@ -152,26 +201,27 @@ def _from_step(column: Column, lo: int) -> Column | None:
     attempt = column.attempt[keep]
     counts = [(int(a), int((attempt == a).sum())) for a in dict.fromkeys(attempt.tolist())]
     cut = Column(
-        column.run, column.key, column.rank, column.records[keep], column.steps[keep], column.times[keep], column.values[keep], counts
-    )
+        column.run, column.key, column.rank, column.records[keep], column.steps[keep], column.times[keep], column.values[keep], counts,
+        branch=column.branch,
+    )  # fmt: skip
     return cut if len(keep) else None
 
 
 def _entries(
-    query: Query, columns: list[Column], writers: dict[str, WriterInfo], keys: list[str], tails: dict[tuple[str, str], int] | None
+    query: Query, columns: list[Column], writers: dict[str, WriterInfo], tails: dict[tuple[str, str], int] | None
 ) -> list[dict[str, Any]]:
     starts = _starts(writers)
-    grouped: dict[tuple[str, str], list[Column]] = defaultdict(list)
+    grouped: dict[tuple[str, str, int | None], list[Column]] = defaultdict(list)
     for column in columns:
-        grouped[column.run, column.key].append(column)
+        grouped[column.run, column.key, column.branch].append(column)
     reductions = _reductions(grouped) if query.ranks in REDUCED else {}
     entries = []
-    for (run, key), mine in grouped.items():
+    for (run, key, branch), mine in grouped.items():
         lines: list[tuple[int | None, list[Column]]]
         lines = [(None, mine)] if query.ranks in REDUCED else [(column.rank, [column]) for column in mine]
         for rank, group in lines:
             parts = [_winning(column) for column in group]
-            how, over, groups = reductions.get((run, key), ("mean", (), None))
+            how, over, groups = reductions.get((run, key, branch), ("mean", (), None))
             steps, times, values = thinning.reduce_ranks(parts, how, groups)
             stored = group
             band = None
@@ -186,12 +236,26 @@ def _entries(
                 told["ranks"] = [column.rank for column in group]
                 if len(group) > 1:
                     told["reduce"] = {"how": how, "over": list(over)}
+            if branch is not None:
+                told["branch"] = branch
+            elif (forked := _fork_x(query, group, starts.get(run, 0))) is not None:
+                told["fork_x"] = forked
             if tails is not None:
                 told["from"] = _first_x(query, tails[run, key], steps, times, starts.get(run, 0))
             entries.append({**told, **entry})
     if len(entries) > MOST_SERIES:
         raise Invalid(f"This asks for {len(entries)} series, at most {MOST_SERIES} are answered: name fewer runs, keys or ranks.")
     return entries
+
+
+def _fork_x(query: Query, columns: list[Column], start: int) -> float | None:
+    """Where the last inherited point of a line stands; None where it has none."""
+    ends = []
+    for column in columns:
+        if any(attempt == INHERITED for attempt, _ in column.attempts):
+            at = np.flatnonzero(column.attempt == INHERITED)
+            ends.append(float(_x_of(query.x, column.steps[at], column.times[at], start).max()))
+    return max(ends, default=None)
 
 
 def _winning(column: Column) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -276,20 +340,20 @@ def _starts(writers: dict[str, WriterInfo]) -> dict[str, int]:
 Reduction = tuple[str, tuple[str, ...], list[tuple] | None]
 
 
-def _reductions(grouped: dict[tuple[str, str], list[Column]]) -> dict[tuple[str, str], Reduction]:
+def _reductions(grouped: dict[tuple[str, str, int | None], list[Column]]) -> dict[tuple[str, str, int | None], Reduction]:
     """How each (run, key) of several ranks goes together, over which axes, and which ranks that makes one group."""
     several = {name: [column.rank for column in columns] for name, columns in grouped.items() if len(columns) > 1}
     if not several:
         return {}
     definitions: dict[str, list] = defaultdict(list)
-    rows = KeyDefinition.objects.filter(run_id__in={run for run, _ in several}).order_by("id").values_list("run_id", "pattern", "fields")
+    rows = KeyDefinition.objects.filter(run_id__in={run for run, _, _ in several}).order_by("id").values_list("run_id", "pattern", "fields")
     for run, pattern, fields in rows:
         definitions[run].append((pattern, fields))
-    found: dict[tuple[str, str], Reduction] = {}
-    for (run, key), ranks in several.items():
+    found: dict[tuple[str, str, int | None], Reduction] = {}
+    for (run, key, branch), ranks in several.items():
         meant = meanings.meaning(key, definitions[run])
         groups = coordinates.groups(ranks, rank_facts.coordinates_of(run), meant.over) if meant.over else None
-        found[run, key] = (meant.reduce, meant.over, groups)
+        found[run, key, branch] = (meant.reduce, meant.over, groups)
     return found
 
 
@@ -320,12 +384,13 @@ def keys_of_runs(runs: list[str], asked: tuple[str, ...]) -> list[str]:
     return list(found)
 
 
-def _cursor(writers: dict[str, WriterInfo]) -> str:
-    text = json.dumps({info.id: info.next for info in writers.values()}, separators=(",", ":"))
+def _cursor(writers: dict[str, WriterInfo], marks: dict[str, int]) -> str:
+    """Where each writer stands, and which history each run has that is stitched."""
+    text = json.dumps({info.id: info.next for info in writers.values()} | marks, separators=(",", ":"))
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
-def _cursor_in(cursor: str, visible: set[str]) -> dict[str, int]:
+def _cursor_in(cursor: str) -> dict[str, int]:
     try:
         found = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
         if not isinstance(found, dict) or not all(isinstance(n, int) and not isinstance(n, bool) for n in found.values()):

@@ -8,12 +8,14 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
+from django.db.models import Exists, Max, OuterRef
 
 from tracker.domain import buckets as thinning
 from tracker.domain import coordinates
 from tracker.domain import keys as meanings
-from tracker.models import MetricSummary, Run, RunValue
-from tracker.services import ranks
+from tracker.domain.lineage import is_measured
+from tracker.models import Attempt, MetricSummary, Run, RunValue, StaleSummary, Writer
+from tracker.services import lineage, ranks
 from tracker.store import blocks, rows, wire
 from tracker.store.metrics import metric_store
 
@@ -22,6 +24,7 @@ MOST_KEYS = 500
 POINTS_AT_ONCE = 4_000_000
 PAUSE_SECONDS = 0.005
 EXACT = 2**53
+FIELDS = ["count", "nan_count", "first_nan_step", "last", "last_text", "last_step", "last_time", "min", "max", "sum", "hi_step"]
 
 
 def summarise_due(seconds: float = 10) -> int:
@@ -85,17 +88,58 @@ def _summarise_some(run_id: str) -> bool:
         return False
     try:
         with rows.lock_run_summaries(run_id), rows.cursor() as cursor:
-            run = Run.objects.only("project_id", "summary").filter(id=run_id).first()
+            # Forks are asked for with the row itself, so that a run without any costs no query more.
+            run = _with_forks(Run.objects.only("project_id", "summary", "is_stitched").filter(id=run_id)).first()
             if run is None:
                 return False
             for step in moved:
                 cursor.execute("UPDATE tracker_writer SET summarised = %s WHERE id = %s AND summarised = %s", step)
                 if cursor.rowcount != 1:
                     raise _Overtaken
-            _write_values(run, _write(run, news))
+            if run.has_forks:
+                lineage.mark_stale(_inheriting(run_id, news))
+            if run.is_stitched:
+                news = _addable(run_id, news, [writer for _, writer, _ in moved])
+            write_values(run, _write(run, news))
     except _Overtaken:
         return True
     return more
+
+
+def _with_forks(runs):
+    return runs.annotate(has_forks=Exists(Run.objects.filter(fork_run=OuterRef("id"))))
+
+
+def _inheriting(run_id: str, news: dict[int, dict[str, _News]]) -> list[str]:
+    """The forks that this changes: a parent that has gone on beyond the step of a fork changes nothing there."""
+    lowest = min((found.lo_step for by_key in news.values() for key, found in by_key.items() if not is_measured(key)), default=None)
+    if lowest is None or not Run.objects.filter(fork_run=run_id, fork_step__gte=lowest).exists():
+        return []
+    return lineage.below(run_id)
+
+
+def _addable(run_id: str, news: dict[int, dict[str, _News]], writers: list[str]) -> dict[int, dict[str, _News]]:
+    """What of a stitched run's news can be added as it is: points of its latest attempt beyond all that it has, which is what a live
+    run sends. The other keys are marked, to be made again from their series."""
+    keys = {key for by_key in news.values() for key in by_key if not is_measured(key)}
+    stale = set(StaleSummary.objects.filter(run_id=run_id).values_list("key", flat=True))
+    latest = Attempt.objects.filter(run_id=run_id).aggregate(latest=Max("number"))["latest"]
+    is_latest = not Writer.objects.filter(id__in=writers).exclude(attempt__number=latest).exists()
+    beyond: set[str] = set()
+    if is_latest and "" not in stale:
+        known = {}
+        for start in range(0, len(keys), 500):
+            for row in MetricSummary.objects.filter(run_id=run_id, key__in=sorted(keys)[start : start + 500]):
+                known[row.key, row.rank] = row
+        beyond = {key for key in keys - stale if all(_is_beyond(known.get((key, r)), n[key]) for r, n in news.items() if key in n)}
+    lineage.mark_stale([run_id], sorted(keys - beyond))
+    return {rank: {key: found for key, found in by_key.items() if is_measured(key) or key in beyond} for rank, by_key in news.items()}
+
+
+def _is_beyond(row: MetricSummary | None, found: _News) -> bool:
+    if row is None or row.hi_step is None or row.last_time is None:
+        return False
+    return found.is_rising and found.lo_step > row.hi_step and found.last_time >= row.last_time
 
 
 # -- counting --------------------------------------------------------------------------------------------------------------------------
@@ -112,6 +156,10 @@ class _News:
     last_step: int = 0
     last_time: int = 0
     record: int = -1
+    lo_step: int = 2**63 - 1
+    hi_step: int = -(2**63)
+    is_rising: bool = True
+    """Each step is higher than the one before, so that all of these points count."""
     min: float | None = None
     max: float | None = None
     sum: float = 0.0
@@ -168,10 +216,13 @@ def _add(keys: list[str], kind: int, bits: np.ndarray, steps, times, records, ne
     dtype = "<i8" if kind == blocks.I64 else "<f8"
     lows, highs = (np.ascontiguousarray(entries[name]).view(dtype).tolist() for name in ("min", "max"))
     lasts = np.ascontiguousarray(bits[:, -1]).view(dtype).tolist()
-    rows_ = len(steps)
+    rows_, lowest, highest = len(steps), int(steps.min()), int(steps.max())
+    is_rising = bool((steps[1:] > steps[:-1]).all())
     for at, (key, nan, total) in enumerate(zip(keys, entries["nan"].tolist(), entries["sum"].tolist(), strict=True)):
         found = news.setdefault(key, _News())
         found.count += rows_
+        found.is_rising &= is_rising and lowest > found.hi_step
+        found.lo_step, found.hi_step = min(found.lo_step, lowest), max(found.hi_step, highest)
         if nan:
             if found.first_nan_step is None:
                 found.first_nan_step = int(steps[np.isnan(bits[at].view("<f8")).argmax()])
@@ -205,7 +256,7 @@ def _write(run: Run, news: dict[int, dict[str, _News]]) -> list[str]:
             # One statement for all; bulk_update's CASE for each field is ten times slower.
             MetricSummary.objects.bulk_create(
                 old, batch_size=60, update_conflicts=True, unique_fields=["run", "key", "rank"],
-                update_fields=["count", "nan_count", "first_nan_step", "last", "last_text", "last_step", "last_time", "min", "max", "sum"],
+                update_fields=FIELDS,
             )  # fmt: skip
     return list(dict.fromkeys(changed))
 
@@ -213,10 +264,12 @@ def _write(run: Run, news: dict[int, dict[str, _News]]) -> list[str]:
 def _merge(row: MetricSummary, news: _News) -> MetricSummary:
     row.count += news.count
     row.nan_count += news.nan_count
+    if row.hi_step is not None:
+        row.hi_step = max(row.hi_step, news.hi_step)
     if row.first_nan_step is None:
         row.first_nan_step = news.first_nan_step
     if row.last_time is None or news.last_time >= row.last_time:
-        row.last, row.last_text = _storable(news.last)
+        row.last, row.last_text = storable_value(news.last)
         row.last_step, row.last_time = news.last_step, news.last_time
     if news.min is not None:
         row.min = float(news.min if row.min is None else min(row.min, news.min))
@@ -228,7 +281,7 @@ def _merge(row: MetricSummary, news: _News) -> MetricSummary:
     return row
 
 
-def _storable(value: float | int) -> tuple[float | None, str]:
+def storable_value(value: float | int) -> tuple[float | None, str]:
     """SQL has no NaN that both databases keep, and floats no integers beyond 2**53: those are in the text."""
     if isinstance(value, int):
         return float(value), str(value) if abs(value) > EXACT else ""
@@ -239,7 +292,7 @@ def _storable(value: float | int) -> tuple[float | None, str]:
     return value, ""
 
 
-def _write_values(run: Run, keys: list[str]) -> None:
+def write_values(run: Run, keys: list[str]) -> None:
     """The value that runs are sorted and filtered by: the last of each rank, reduced. What the program set itself stays."""
     own = run.summary if isinstance(run.summary, dict) else {}
     keys = [key for key in keys if key not in own]

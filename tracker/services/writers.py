@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from django.db import IntegrityError, transaction
-from django.db.models import F
 from django.utils import timezone
 
 from tracker.domain import ids, storable
@@ -13,7 +12,7 @@ from tracker.domain.errors import Conflict, Forbidden, Invalid, NotFound, RunDel
 from tracker.domain.lifecycle import RunState
 from tracker.models import Attempt, Reproduction, Run, Token, User, Writer
 from tracker.models.project import Role
-from tracker.services import asks, documents, liveness, projects, values
+from tracker.services import asks, attempts, documents, lineage, liveness, projects, values
 
 KINDS = set(Writer.Kind.values)
 
@@ -41,6 +40,7 @@ def open_writer(*, user: User, token: Token | None, doc: dict) -> Opened:
             raise Conflict("This writer id is open in another run.", code="writer_taken")
         if writer is None:
             writer = _new_writer(run, told)
+            lineage.opened(run, writer, told["run"])
     return Opened(run=run, writer=writer, stop=stops(run))
 
 
@@ -140,7 +140,7 @@ def require_write(*, user: User, token: Token | None, run: Run, otherwise=Forbid
 
 
 def _new_writer(run: Run, told: dict) -> Writer:
-    attempt = _attempt_for(run, told)
+    attempt = attempts.attempt_for(run, told)
     writer = Writer.objects.create(
         id=told["writer"],
         run=run,
@@ -177,70 +177,6 @@ def _run_goes_on(run: Run, told: dict, attempt: Attempt) -> None:
         run.save(update_fields=sorted(changed))
     liveness.settle(run)
     liveness.heard(run.id)
-
-
-def _launch_key(launch: dict) -> tuple | None:
-    """What two processes of one start share, where the launcher says it."""
-    if launch.get("id") in (None, ""):
-        return None
-    return (str(launch.get("kind")), str(launch["id"]), str(launch.get("restart_count") or 0))
-
-
-def _restart(launch: dict) -> tuple:
-    return (launch.get("kind"), launch.get("restart_count") or 0)
-
-
-def _attempt_for(run: Run, told: dict) -> Attempt:
-    """The attempt a new writer belongs to.
-
-    Writers of one start (same launch id and restart count) share an attempt, unless the process of this rank in it has already
-    ended. Else it is the k-th attempt for the k-th writer of a rank in start order. Journals may arrive in any order: an attempt
-    that started before others takes its place among them, and they move up by one.
-    """
-    # A forked child is no start of its own: it stands beside its parent; so does what the sender writes for a trainer ("of").
-    parent = told["info"].get("parent") or told["info"].get("of")
-    if isinstance(parent, str) and (known := run.writers.filter(id=parent).select_related("attempt").first()):
-        return known.attempt
-    launch = _launch_key(told["launch"])
-    trainers = list(run.writers.filter(kind=Writer.Kind.TRAINER).select_related("attempt").order_by("started_us", "id"))
-    mine = [writer for writer in trainers if writer.rank == told["rank"]] if told["kind"] == Writer.Kind.TRAINER else []
-    if launch is not None:
-        for attempt in run.attempts.order_by("-number"):
-            if _launch_key(attempt.launch) == launch and not any(w.attempt_id == attempt.id and w.finish is not None for w in mine):
-                return attempt
-    attempts = {attempt.number: attempt for attempt in run.attempts.all()}
-    if told["kind"] != Writer.Kind.TRAINER:
-        return attempts[max(attempts)] if attempts else _new_attempt(run, told, 1)
-    earlier = [writer for writer in mine if writer.started_us <= told["started_us"]]
-    k = len({writer.attempt_id for writer in earlier}) + 1
-    # Where the launcher names no launch, its restart count still tells the starts apart: a rank may have missed some of them.
-    alike = [
-        attempt
-        for number, attempt in sorted(attempts.items())
-        if number >= k and _restart(attempt.launch) == _restart(told["launch"]) and not any(w.attempt_id == attempt.id for w in mine)
-    ]
-    if launch is None and alike and _launch_key(alike[0].launch) is None and told["launch"].get("restart_count"):
-        return alike[0]
-    there = attempts.get(k)
-    if there is not None and not any(writer.attempt_id == there.id for writer in mine):
-        theirs = _launch_key(there.launch)
-        if launch is None or theirs is None or not any(w.attempt_id == there.id for w in trainers):
-            if launch is not None and theirs is None:
-                there.launch = told["launch"]
-                there.save(update_fields=["launch"])
-            return there
-    started = {number: min((w.started_us for w in trainers if w.attempt_id == a.id), default=None) for number, a in attempts.items()}
-    before = [number for number, at in started.items() if at is None or at <= told["started_us"]]
-    return _new_attempt(run, told, max(before, default=0) + 1)
-
-
-def _new_attempt(run: Run, told: dict, number: int) -> Attempt:
-    # Highest first, so that no two share a number on the way.
-    for attempt in run.attempts.filter(number__gte=number).order_by("-number"):
-        Attempt.objects.filter(pk=attempt.pk).update(number=F("number") + 1)
-    restarts = told["launch"].get("restart_count") or 0
-    reason = "start" if number == 1 else ("restart" if restarts else "resume")
-    return Attempt.objects.create(run=run, number=number, reason=reason, world_size=max(told["world_size"], 1), launch=told["launch"])
 
 
 def get_for_append(writer_id: str, user: User, token: Token | None) -> Writer:

@@ -37,7 +37,8 @@ def _update_positions(count: int) -> str:
     return (
         f"WITH v (id, following, bytes, segments, step) AS (VALUES {', '.join([row] * count)}) "  # noqa: S608
         'UPDATE tracker_writer SET "next" = v.following, hot_bytes = v.bytes, hot_segments = v.segments, '
-        "last_step = COALESCE(v.step, tracker_writer.last_step) FROM v WHERE tracker_writer.id = v.id"
+        "last_step = CASE WHEN tracker_writer.last_step >= v.step THEN tracker_writer.last_step "
+        "ELSE COALESCE(v.step, tracker_writer.last_step) END FROM v WHERE tracker_writer.id = v.id"
     )
 
 

@@ -8,19 +8,21 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from tracker.domain import repeated
+from tracker.domain import lineage, repeated
+from tracker.domain.lineage import Fork, Span
 from tracker.store import blocks, rows, wire
 from tracker.store.blobs import MissingObject, blob_store
 from tracker.store.cache import ByteCache
 from tracker.store.inflate import inflate
 from tracker.store.metrics import metric_store
 
-LO, HI = -(2**63), 2**63 - 1
+LO, HI = lineage.LO, lineage.HI
+CURRENT, ALL = "current", "all"
 RUNS_AT_ONCE = 500
 
 _directories = ByteCache(64 * 2**20)
@@ -37,6 +39,10 @@ class WriterInfo:
     started_us: int
     anchor_wall_us: int
     next: int
+    rewound_to: int | None = None
+    """Of its attempt: what earlier attempts have beyond this step is an old branch."""
+    kind: str = "trainer"
+    last_step: int | None = None
 
 
 @dataclass(slots=True)
@@ -53,7 +59,7 @@ class Piece:
 
 @dataclass
 class Column:
-    """All stored points of (run, key, rank), in the order in which they win: attempt, writer's start, record number.
+    """The points of (run, key, rank) on one branch, in the order in which they win: ancestors, attempt, writer's start, record number.
 
     ``values`` is int64 if every point is an integer, else float64; a key that logged both has ``bits`` and ``is_int``, which are
     exact also beyond 2**53. ``times`` are µs UTC.
@@ -67,9 +73,11 @@ class Column:
     times: np.ndarray
     values: np.ndarray
     attempts: list[tuple[int, int]]
-    """(attempt number, points) in order."""
+    """(attempt number, points) in order; ``lineage.INHERITED`` for points of an ancestor."""
     bits: np.ndarray | None = None
     is_int: np.ndarray | None = None
+    branch: int | None = None
+    """The attempt that left this old branch; None for the run's history."""
 
     @functools.cached_property
     def attempt(self) -> np.ndarray:
@@ -92,14 +100,23 @@ class Column:
 
 
 def history(
-    run_ids: Sequence[str], keys: Sequence[str], ranks: Iterable[int] | None = None, *, lo_step: int = LO, hi_step: int = HI
+    run_ids: Sequence[str],
+    keys: Sequence[str],
+    ranks: Iterable[int] | None = None,
+    *,
+    lo_step: int = LO,
+    hi_step: int = HI,
+    forks: Mapping[str, Sequence[Fork]] | None = None,
+    branch: str | int = CURRENT,
 ) -> list[Column]:
-    """Every stored point of these keys, at full resolution: one Column for each (run, key, rank) that has any.
+    """Every point of these keys, at full resolution: one Column for each (run, key, rank) that has any.
 
     ``ranks`` None is all of them. Sorted by the order of ``run_ids`` and ``keys``, then rank. The caller has asked whether the
-    runs may be seen.
+    runs may be seen, and the ancestors in ``forks`` (services/lineage.py); without them a fork has its own points alone.
+    ``branch``: CURRENT, what later attempts have not rewound; ALL, with a Column for each old branch too; a number, all that this
+    attempt logged itself.
     """
-    return read(run_ids, keys, ranks, lo_step=lo_step, hi_step=hi_step)[0]
+    return read(run_ids, keys, ranks, lo_step=lo_step, hi_step=hi_step, forks=forks, branch=branch)[0]
 
 
 def read(
@@ -110,11 +127,17 @@ def read(
     lo_step: int = LO,
     hi_step: int = HI,
     since: dict[str, int] | None = None,
+    forks: Mapping[str, Sequence[Fork]] | None = None,
+    branch: str | int = CURRENT,
+    shifts: Mapping[str, Mapping[str, int]] | None = None,
 ) -> tuple[list[Column], dict[str, WriterInfo]]:
-    """``history`` with the writers of the same snapshot. ``since``: only records from there on, by writer."""
+    """``history`` with the writers of the same snapshot, ancestors' too. ``since``: only records from there on, by writer.
+
+    ``shifts``: for each fork, µs that are added to the times of each run it is made of, so that they fit on one clock.
+    """
     wanted = None if ranks is None else set(ranks)
     for attempt in (1, 2, 3):
-        source = _Source(run_ids, tuple(dict.fromkeys(keys)), wanted, lo_step, hi_step, since)
+        source = _Source(run_ids, tuple(dict.fromkeys(keys)), wanted, lo_step, hi_step, since, forks, branch, shifts)
         try:
             source.take_snapshot()
             found = source.columns()
@@ -124,9 +147,13 @@ def read(
             continue  # compacted again and swept since the snapshot: look anew
         place = {run: at for at, run in enumerate(run_ids)}
         position = {key: at for at, key in enumerate(keys)}
-        found.sort(key=lambda column: (place[column.run], position[column.key], column.rank))
+        found.sort(key=lambda column: (place[column.run], position[column.key], column.rank, column.branch or 0))
         return found, source.writers
     raise AssertionError
+
+
+def with_ancestors(run_ids: Sequence[str], forks: Mapping[str, Sequence[Fork]]) -> list[str]:
+    return list(dict.fromkeys([*run_ids, *(fork.run for run in run_ids for fork in forks.get(run, ()))]))
 
 
 def writers_of(run_ids: Sequence[str]) -> dict[str, WriterInfo]:
@@ -135,10 +162,29 @@ def writers_of(run_ids: Sequence[str]) -> dict[str, WriterInfo]:
         return _writers(cursor, run_ids)
 
 
+def plans_of(run_ids: Sequence[str], writers: Mapping[str, WriterInfo], forks: Mapping[str, Sequence[Fork]]) -> dict[str, list[Span]]:
+    """The spans of those runs where something is rewound or inherited. Of all others every point is their history, as it stands."""
+    rewound = {info.run for info in writers.values() if info.rewound_to is not None}
+    plain = not rewound and not forks
+    stitched = [] if plain else [run for run in run_ids if run in rewound or forks.get(run)]
+    if not stitched:
+        return {}
+    by_attempt: dict[tuple[str, int], list[WriterInfo]] = defaultdict(list)
+    for info in writers.values():
+        by_attempt[info.run, info.attempt].append(info)
+    starts: dict[str, list[lineage.Start]] = defaultdict(list)
+    for (name, attempt), mine in by_attempt.items():
+        trainers = [info for info in mine if info.kind == "trainer"] or mine
+        steps = [info.last_step for info in trainers if info.last_step is not None]
+        started = min(info.started_us for info in trainers)
+        starts[name].append(lineage.Start(attempt, mine[0].rewound_to, started, max(steps, default=None)))
+    return {run: lineage.plan(run, starts, forks.get(run, ())) for run in stitched}
+
+
 def keys_of(run_id: str) -> dict[str, dict[int, int]]:
     """Every metric key of a run with its points by rank, exactly: for lists that MetricSummary (bounded) does not hold."""
     counts: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
-    source = _Source([run_id], None, None, LO, HI, None)
+    source = _Source([run_id], None, None, LO, HI, None, None, ALL)
     source.take_snapshot()
     for object_key, size, writer, _ in source.blocks:
         directory = _directory(object_key, size)
@@ -168,7 +214,7 @@ def _writers(cursor, run_ids: Sequence[str]) -> dict[str, WriterInfo]:
     for start in range(0, len(run_ids), RUNS_AT_ONCE):
         some = list(run_ids[start : start + RUNS_AT_ONCE])
         cursor.execute(
-            'SELECT w.id, w.run_id, w.rank, a.number, w.started_us, w.anchor_wall_us, w."next" '  # noqa: S608
+            'SELECT w.id, w.run_id, w.rank, a.number, w.started_us, w.anchor_wall_us, w."next", a.rewound_to, w.kind, w.last_step '  # noqa: S608
             f"FROM tracker_writer w JOIN tracker_attempt a ON a.id = w.attempt_id WHERE w.run_id IN {_among(some)}",
             some,
         )
@@ -179,45 +225,60 @@ def _writers(cursor, run_ids: Sequence[str]) -> dict[str, WriterInfo]:
 class _Source:
     """What one question finds: blocks that overlap, then the hot segments, of one moment."""
 
-    def __init__(self, run_ids, keys: tuple[str, ...] | None, ranks, lo_step: int, hi_step: int, since) -> None:
-        self.run_ids, self.keys, self.ranks = list(dict.fromkeys(run_ids)), keys, ranks
+    def __init__(self, run_ids, keys: tuple[str, ...] | None, ranks, lo_step: int, hi_step: int, since, forks, branch, shifts=None) -> None:
+        self.asked, self.keys, self.ranks = list(dict.fromkeys(run_ids)), keys, ranks
         self.lo_step, self.hi_step, self.since = lo_step, hi_step, since
+        self.forks, self.branch, self.shifts = forks or {}, branch, shifts or {}
+        self.run_ids = with_ancestors(self.asked, self.forks)
+        self.plans: dict[str, list[Span]] = {}
+        self.tops: dict[str, int] = {}
         self.writers: dict[str, WriterInfo] = {}
         self.blocks: list[tuple[str, int, str, str]] = []  # object key, directory bytes, writer, run
         self.hot: list[tuple[str, wire.Batch]] = []
 
-    def _is_wanted(self, writer: str, last: int) -> bool:
+    def _is_wanted(self, writer: str, last: int, lo_step: int) -> bool:
         info = self.writers.get(writer)
         if info is None or (self.ranks is not None and info.rank not in self.ranks):
             return False
+        if lo_step > self.tops.get(info.run, HI):
+            return False
         return self.since is None or last >= self.since.get(writer, 0)
+
+    def _make_plans(self) -> None:
+        """What of which attempt is told; and up to which step the runs that are read for their forks alone are needed."""
+        if not isinstance(self.branch, int):
+            for run, plan in plans_of(self.asked, self.writers, self.forks).items():
+                self.plans[run] = plan if self.branch == ALL else [span for span in plan if span.branch is None]
+        inherited = [span for plan in self.plans.values() for span in plan if span.generation]
+        self.tops = {run: max((s.hi for s in inherited if s.run == run), default=LO) for run in self.run_ids[len(self.asked) :]}
 
     def take_snapshot(self) -> None:
         if not self.run_ids:
             return
         with rows.snapshot() as cursor:
             self.writers = _writers(cursor, self.run_ids)
+            self._make_plans()
             if self.since is not None and all(info.next <= self.since.get(info.id, 0) for info in self.writers.values()):
                 return  # nothing came
             for start in range(0, len(self.run_ids), RUNS_AT_ONCE):
                 some = self.run_ids[start : start + RUNS_AT_ONCE]
                 args = [*some, self.lo_step, self.hi_step]
                 cursor.execute(
-                    'SELECT object_key, directory_bytes, writer_id, run_id, "last" FROM tracker_metricblock '  # noqa: S608
+                    'SELECT object_key, directory_bytes, writer_id, run_id, "last", lo_step FROM tracker_metricblock '  # noqa: S608
                     f'WHERE run_id IN {_among(some)} AND hi_step >= %s AND lo_step <= %s ORDER BY run_id, writer_id, "first"',
                     args,
                 )
-                self.blocks += [row[:4] for row in cursor.fetchall() if self._is_wanted(row[2], row[4])]
+                self.blocks += [row[:4] for row in cursor.fetchall() if self._is_wanted(row[2], row[4], row[5])]
                 cursor.execute(
-                    'SELECT run_id, writer_id, "first", "last", keylists FROM tracker_metricsegment '  # noqa: S608
+                    'SELECT run_id, writer_id, "first", "last", keylists, lo_step FROM tracker_metricsegment '  # noqa: S608
                     f"WHERE run_id IN {_among(some)} AND hi_step >= %s AND lo_step <= %s",
                     args,
                 )
-                self._take_segments(cursor, [row for row in cursor.fetchall() if self._is_wanted(row[1], row[3])])
+                self._take_segments(cursor, [row for row in cursor.fetchall() if self._is_wanted(row[1], row[3], row[5])])
 
     def _take_segments(self, cursor, heads: list[tuple]) -> None:
         missing: dict[tuple[str, str], list[int]] = defaultdict(list)
-        for run, writer, first, _, keylists in heads:
+        for run, writer, first, _, keylists, _ in heads:
             if not self._may_hold(run, keylists):
                 continue
             batch = _batches.get((writer, first))
@@ -257,18 +318,44 @@ class _Source:
     # -- columns ----------------------------------------------------------------------------------------------------------------
 
     def columns(self) -> list[Column]:
-        pieces: dict[tuple[str, str, int], dict[str, list[Piece]]] = defaultdict(lambda: defaultdict(list))
+        pieces: dict[str, dict[tuple[str, int], dict[str, list[Piece]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
         for object_key, size, writer, run in self.blocks:
             info = self.writers[writer]
             for key, piece in self._block_pieces(object_key, size):
-                pieces[run, key, info.rank][writer].append(piece)
+                pieces[run][key, info.rank][writer].append(piece)
         for writer, batch in self.hot:
             info = self.writers[writer]
             for frame in batch.frames:
                 for key, piece in self._frame_pieces(frame):
-                    pieces[info.run, key, info.rank][writer].append(piece)
-        found = [self._join(*name, by_writer) for name, by_writer in pieces.items()]
+                    pieces[info.run][key, info.rank][writer].append(piece)
+        found = [column for run in self.asked for column in self._columns_of(run, pieces)]
         return [column for column in found if column is not None]
+
+    def _columns_of(self, run: str, pieces: Mapping[str, dict[tuple[str, int], dict[str, list[Piece]]]]) -> Iterable[Column | None]:
+        plan = self.plans.get(run)
+        if plan is None:
+            for (key, rank), by_writer in pieces[run].items():
+                if isinstance(self.branch, int):
+                    by_writer = {w: mine for w, mine in by_writer.items() if self.writers[w].attempt == self.branch}
+                yield self._join(run, key, rank, [(w, mine, LO, HI) for w, mine in self._in_order(by_writer)])
+            return
+        names = dict.fromkeys(name for each in dict.fromkeys(span.run for span in plan) for name in pieces[each])
+        for key, rank in names:
+            if lineage.is_measured(key):  # by sample and not by step
+                yield self._join(run, key, rank, [(w, mine, LO, HI) for w, mine in self._in_order(pieces[run].get((key, rank), {}))])
+                continue
+            parts: dict[int | None, list[tuple[str, list[Piece], int, int]]] = {}
+            for span in plan:
+                for writer, mine in self._in_order(pieces[span.run].get((key, rank), {})):
+                    if self.writers[writer].attempt == span.attempt:
+                        parts.setdefault(span.branch, []).append((writer, mine, span.lo, span.hi))
+            for branch, those in parts.items():
+                yield self._join(run, key, rank, those, branch)
+
+    def _in_order(self, by_writer: dict[str, list[Piece]]) -> list[tuple[str, list[Piece]]]:
+        """As they win: by attempt, then start."""
+        infos = self.writers
+        return sorted(by_writer.items(), key=lambda item: (infos[item[0]].attempt, infos[item[0]].started_us, item[0]))
 
     def _block_pieces(self, object_key: str, size: int) -> Iterable[tuple[str, Piece]]:
         directory = _directory(object_key, size)
@@ -325,29 +412,34 @@ class _Source:
                     if len(at):
                         yield key, Piece(frame.records[at], frame.steps[at], frame.times[at], frame.bits[at].view(dtype))
 
-    def _join(self, run: str, key: str, rank: int, by_writer: dict[str, list[Piece]]) -> Column | None:
-        order = sorted(by_writer, key=lambda w: (self.writers[w].attempt, self.writers[w].started_us, w))
+    def _join(
+        self, run: str, key: str, rank: int, parts: list[tuple[str, list[Piece], int, int]], branch: int | None = None
+    ) -> Column | None:
+        """``parts``: of each writer, in the order in which they win, its pieces and the steps that count."""
         pieces: list[Piece] = []
         attempts = []
-        for writer in order:
-            mine = self._of_writer(writer, by_writer[writer])
+        for writer, its, lo, hi in parts:
+            info = self.writers[writer]
+            mine = self._of_writer(writer, its, max(lo, self.lo_step), min(hi, self.hi_step))
+            if shift := self.shifts.get(run, {}).get(info.run, 0):
+                mine = [Piece(each.records, each.steps, each.times + shift, each.values, each.is_rising) for each in mine]
             if count := sum(len(piece.steps) for piece in mine):
-                attempts.append((self.writers[writer].attempt, count))
+                attempts.append((info.attempt if info.run == run else lineage.INHERITED, count))
                 pieces += mine
         if not attempts:
             return None
         records, steps, times = (_concatenate([getattr(p, name) for p in pieces]) for name in ("records", "steps", "times"))
         ints = [piece.values.dtype.kind == "i" for piece in pieces]
-        column = Column(run, key, rank, records, steps, times, _concatenate([p.values for p in pieces]), attempts)
+        column = Column(run, key, rank, records, steps, times, _concatenate([p.values for p in pieces]), attempts, branch=branch)
         if any(ints) and not all(ints):
             column.bits = np.concatenate([p.values.view("<i8") for p in pieces])
             column.is_int = np.repeat(ints, [len(p.steps) for p in pieces])
         return column
 
-    def _of_writer(self, writer: str, pieces: list[Piece]) -> list[Piece]:
+    def _of_writer(self, writer: str, pieces: list[Piece], lo: int, hi: int) -> list[Piece]:
         """In order of records, within the window. Frames of one batch may interleave; those are cut record by record."""
         first = 0 if self.since is None else self.since.get(writer, 0)
-        pieces = [cut for piece in pieces if len((cut := self._cut(piece, first)).steps)]
+        pieces = [cut for piece in pieces if len((cut := _cut(piece, first, lo, hi)).steps)]
         pieces.sort(key=lambda piece: int(piece.records[0]))
         if all(a.records[-1] < b.records[0] for a, b in itertools.pairwise(pieces)):
             return pieces
@@ -363,22 +455,19 @@ class _Source:
             found.append(Piece(joined.records[chosen], joined.steps[chosen], joined.times[chosen], values))
         return found
 
-    def _cut(self, piece: Piece, first: int) -> Piece:
-        steps = piece.steps
-        if piece.is_rising:
-            a = max(int(np.searchsorted(steps, self.lo_step, "left")), int(np.searchsorted(piece.records, first, "left")))
-            b = int(np.searchsorted(steps, self.hi_step, "right"))
-            if a == 0 and b == len(steps):
-                return piece
-            return Piece(piece.records[a:b], steps[a:b], piece.times[a:b], piece.values[a:b], True)
-        if (
-            piece.records[0] >= first
-            and (self.lo_step == LO or steps.min() >= self.lo_step)
-            and (self.hi_step == HI or steps.max() <= self.hi_step)
-        ):
+
+def _cut(piece: Piece, first: int, lo: int, hi: int) -> Piece:
+    steps = piece.steps
+    if piece.is_rising:
+        a = max(int(np.searchsorted(steps, lo, "left")), int(np.searchsorted(piece.records, first, "left")))
+        b = int(np.searchsorted(steps, hi, "right"))
+        if a == 0 and b == len(steps):
             return piece
-        keep = np.flatnonzero((piece.records >= first) & (steps >= self.lo_step) & (steps <= self.hi_step))
-        return Piece(piece.records[keep], steps[keep], piece.times[keep], piece.values[keep])
+        return Piece(piece.records[a:b], steps[a:b], piece.times[a:b], piece.values[a:b], True)
+    if piece.records[0] >= first and (lo == LO or steps.min() >= lo) and (hi == HI or steps.max() <= hi):
+        return piece
+    keep = np.flatnonzero((piece.records >= first) & (steps >= lo) & (steps <= hi))
+    return Piece(piece.records[keep], steps[keep], piece.times[keep], piece.values[keep])
 
 
 def _concatenate(arrays: list[np.ndarray]) -> np.ndarray:

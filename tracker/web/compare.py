@@ -105,6 +105,7 @@ def _charts(context: dict, runs: list[Run], base: Run) -> None:
         sections.append({"name": "system", "keys": system, "open": False})
     data = [{"id": run.id, "name": run.name, "colour": run.colour} for run in runs]
     ranks = summaries.aggregate(ranks=Count("rank", distinct=True))["ranks"] or 1
+    context["old_branches"] = Attempt.objects.filter(run__in=[run for run in runs if run.is_stitched], rewound_to__isnull=False).exists()
     context.update(sections=sections, more=len(own) > MOST_KEYS, most=MOST_KEYS, ranks=ranks, chart_runs_json=json.dumps(data))
 
 

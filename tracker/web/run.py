@@ -19,7 +19,7 @@ from tracker.services import energy, projects, summaries
 from tracker.services import preflight as preflights
 from tracker.services import runs as service
 from tracker.store import reading
-from tracker.web import shell_words
+from tracker.web import lineage, shell_words
 from tracker.web.columns import first_look
 from tracker.web.page import page
 from tracker.web.summaries import metric_rows
@@ -84,6 +84,7 @@ def head(request: HttpRequest, run: Run, tab: str) -> dict:
             for key, name in TABS
         ],
         "attempts": attempts,
+        **lineage.of_run(request.user, run, attempts, tab),
         "recipe": recipe,
         "command": shell_words.command_line(recipe.get("command") or {}),
         "live": not state.is_terminal,

@@ -47,6 +47,7 @@ class Trainer:
         ago: float = 3600,
         tags=(),
         kind="trainer",
+        said: dict | None = None,
     ):
         self.user, self.rank = user, rank
         self.run_id, self.id, self.next = run or new_id(), new_id(), 0
@@ -69,7 +70,7 @@ class Trainer:
             "sdk_version": "0.1.0",
             "launch": {
                 "kind": "python" if world == 1 else "torchrun",
-                "id": f"launch-{self.run_id}",
+                "id": f"launch-{self.run_id}" if not said else None,
                 "restart_count": 0,
                 "coordinates": {},
             },
@@ -83,6 +84,7 @@ class Trainer:
                 "notes": "",
                 "resume": None,
                 "created_us": self.start_us,
+                **(said or {}),
             },
         }
         writers.open_writer(user=user, token=None, doc=doc)

@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import socket
-import subprocess
-import sys
-import textwrap
-
 import pytest
-from helpers import Shop, until
-from server import Server
 
 from sdk import _launch
 
@@ -87,6 +80,23 @@ def test_launches_of_the_same_name_space_differ() -> None:
     assert len(ids) == 4
 
 
+@pytest.mark.parametrize("given", ["none", "100", "my_job", ""])
+def test_an_elastic_id_that_names_no_launch_is_not_taken_for_one(given: str) -> None:
+    """Tutorials' ids would make one run of every training of everybody who copied the command."""
+    env = {"TORCHELASTIC_RUN_ID": given, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}
+    assert _launch.detect(env).id is None
+    assert _launch.detect(env | {"TORCHELASTIC_RUN_ID": "exp-17"}).id == "exp-17"
+
+
+def test_mpirun_in_a_job_has_one_name_on_all_nodes() -> None:
+    """It starts daemons on other nodes by srun, so ranks there have a step and ranks beside it have none: the job and PMIx's name count."""
+    env = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_SIZE": "2", "PMIX_NAMESPACE": "prterun-h-12@1", "SLURM_JOB_ID": "41"}
+    here = _launch.detect(env | {"OMPI_COMM_WORLD_RANK": "0"})
+    there = _launch.detect(env | {"OMPI_COMM_WORLD_RANK": "2", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0"})
+    assert here.run_id() == there.run_id()
+    assert here.run_id()[1]
+
+
 def test_a_static_launch_over_several_nodes_is_not_certain() -> None:
     """torchrun's id is "none" on every launch of every user: each node opens its own run and says so."""
     env = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "RANK": "2", "LOCAL_RANK": "0"}
@@ -98,39 +108,5 @@ def test_a_plain_program_is_a_run_of_its_own() -> None:
     for env in ({}, {"SLURM_JOB_ID": "41", "SLURM_PROCID": "0", "SLURM_NTASKS": "8"}):
         launch = _launch.detect(env)
         assert (launch.kind, launch.rank) == ("python", 0)
-        assert launch.run_id()[0] != launch.run_id()[0]
-
-
-def test_torchrun_with_two_ranks_gives_one_run(shop: Shop, server: Server) -> None:
-    """Real torchrun, gloo: one run, two writers of rank 0 and 1, every point of both, all-reduced the same."""
-    pytest.importorskip("torch")
-    script = shop.work / "ddp.py"
-    script.write_text(
-        textwrap.dedent("""
-        import torch, torch.distributed as dist, sdk
-        dist.init_process_group("gloo")
-        rank = dist.get_rank()
-        run = sdk.init(project="ddp")
-        for i in range(10):
-            x = torch.tensor(float(rank + i)); dist.all_reduce(x)
-            sdk.log({"sum": x, "rank": rank}, step=i)
-        dist.destroy_process_group()
-        """)
-    )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port, str(script)]
-    done = subprocess.run(
-        command, env=shop.environment(server, OMP_NUM_THREADS="1"), cwd=shop.work, capture_output=True, text=True, timeout=200
-    )
-    assert done.returncode == 0, done.stderr
-    assert until(lambda: len(server.finishes()) == 2)
-    trainers = [about for about in server.writers.values() if about["kind"] == "trainer"]
-    assert {about["run"]["id"] for about in server.writers.values()} == {trainers[0]["run"]["id"]}
-    assert sorted((about["rank"], about["world_size"]) for about in trainers) == [(0, 2), (1, 2)]
-    for rank in (0, 1):
-        assert server.points("sum", rank=rank) == [(i, 2.0 * i + 1) for i in range(10)]
-        assert server.points("rank", rank=rank) == [(i, rank) for i in range(10)]
-    assert {data["state"] for data in server.finishes().values()} == {"finished"}
-    assert done.stderr.count("encore: run http") >= 1
+    first, second = _launch.detect({}).run_id()[0], _launch.detect({}).run_id()[0]
+    assert first != second
