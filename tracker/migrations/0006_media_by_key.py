@@ -2,7 +2,7 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-    dependencies = [("tracker", "0006_lineage")]
+    dependencies = [("tracker", "0005_lineage")]
 
     operations = [
         migrations.AlterField(
