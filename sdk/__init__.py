@@ -30,10 +30,18 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
-    """`sdk.Api` is loaded when it is used: training does not pay for queries."""
-    if name == "Api":
-        from ._query import Api
+_LATE = {
+    "Api": "_query",
+    "watch": "_watch",
+    "throughput": "_throughput",
+    **dict.fromkeys(("Audio", "Histogram", "Html", "Image", "Plotly", "Table", "Text", "Video", "Media"), "_media"),
+}
 
-        return Api
+
+def __getattr__(name: str):
+    """What training does not pay for unless it is used: queries, rich values, norms."""
+    if name in _LATE:
+        from importlib import import_module
+
+        return getattr(import_module(f".{_LATE[name]}", __name__), name)
     raise AttributeError(f"module 'sdk' has no attribute {name!r}")

@@ -105,6 +105,7 @@ class Writer:
         self._key_ids: dict[str, int] = {}
         self._next_key_id = 0
         self._declared: set[Any] = set()
+        self.closing: list[Callable[[], None]] = []  # called before the last word: what still works in the background ends
         self._full_until = 0.0
         self._no_room: str | None = None
         self._tail_events = 0
@@ -268,6 +269,10 @@ class Writer:
         if moves_step:
             segment, position, record, _, limit = self._where()
             self._move(segment, position, record, number, limit)
+        if refused:
+            from ._media._desk import take
+
+            refused = take(self, data, refused, number)
         for key, kind in refused:
             self._drop(kind, f"log() cannot take {key!r}: {kind}")
 
@@ -596,6 +601,7 @@ class Writer:
         """The writer's last word. What is logged later is dropped and counted."""
         if self.finished:
             return
+        self.settle()
         if self.waiting:
             from . import _later
 
@@ -613,6 +619,15 @@ class Writer:
         self._move(None, position, record, last_step, 0)  # every later log() takes the slow path
         self._segments.release(segment)
         self._segments.close()
+
+    def settle(self) -> None:
+        """What works in the background for this writer comes to its end."""
+        while self.closing:
+            last = self.closing.pop()
+            try:
+                last()
+            except Exception as error:
+                self.say(f"{type(error).__name__}: {error} (at the end of the run)")
 
     def abandon(self, forward: LogCall, emit: Callable[..., None]) -> None:
         """In a forked child: this journal belongs to the parent. Whoever kept its `log` or `emit` is led to the child's own."""

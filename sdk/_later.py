@@ -98,6 +98,10 @@ def log_later(writer: Writer, data: Any, step: Any = None) -> None:
     else:
         writer.log_at(values, number, at)
     settle(writer)
+    if refused:
+        from ._media._desk import take
+
+        refused = take(writer, data, refused, number)
     for key, kind in refused:
         writer._drop(kind, f"log_later() cannot take {key!r}: {kind}")
 

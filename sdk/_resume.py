@@ -77,11 +77,16 @@ def check_id(about: Mapping[str, Any], is_named: bool) -> None:
 
 
 def go_on(writer: Writer, about: Mapping[str, Any]) -> None:
-    """Steps that are not given go on from here: after rewind_to, after what this machine's journals have of the run, after the fork."""
+    """Steps that are not given go on from here: after rewind_to, after what this machine's journals (else the
+    spool) have of the run, after the fork."""
     fork, base = about["fork_from"], about["rewind_to"]
     if base is None and about["resume"] in GOES_ON:
-        with contextlib.suppress(Exception):
-            base = last_step(writer.folder.parent, writer.folder.name, writer.rank)
+        folders = [writer.folder.parent]
+        if writer.about.get("spool"):  # of a job that was on another node before
+            folders.append(Path(str(writer.about["spool"])) / str(about["id"]))
+        for folder in folders:
+            with contextlib.suppress(Exception):
+                base = last_step(folder, writer.folder.name, writer.rank) if base is None else base
     if base is None and fork is not None:
         base = fork["step"]
     if base is not None:

@@ -103,6 +103,7 @@ class Run:
             "rank": launch.rank,
             "local_rank": launch.local_rank,
             "world_size": launch.world_size,
+            "local_world_size": launch.local_world_size,
             "host": _process.host(),
             "boot": _process.boot_id(),
             "pid": pid,
@@ -307,6 +308,7 @@ class Run:
                 self._stop_console()
         with contextlib.suppress(Exception):
             self._last_metrics()
+        writer.settle()
         writer.drain()
         if self._sender_started:
             _sender.start(writer.folder.parent, self.settings)

@@ -66,6 +66,7 @@ class WriterCopy:
         mark = mark or {}
         self.segment, self.bytes, self.next = int(mark.get("segment", -1)), int(mark.get("bytes", 0)), int(mark.get("next", 0))
         self._blobs: set[str] | None = None
+        self.is_node = (read_json(source / "writer.json") or {}).get("kind") == "node"
 
     def begin(self) -> None:
         (self.target / "blobs").mkdir(parents=True, exist_ok=True)
@@ -129,6 +130,7 @@ class WriterCopy:
             if len(name) == 64 and name not in self._blobs and name not in known:
                 put_file(self.source / "blobs" / name, self.target / "blobs" / name, between)
                 self._blobs.add(name)
+                between()
 
     def mark(self) -> dict[str, int]:
         return {"segment": self.segment, "bytes": self.bytes, "next": self.next}
@@ -142,48 +144,47 @@ class RunCopy:
         self.path = self.target / f"{MARK}{node_name()}.json"
         self.count = 0
         self.writers: dict[str, WriterCopy] = {}
-        self.whole = False
+        self.whole: set[str] = set()  # ended writers that lie here to the last record and file
         self._seen: Any = None
-        self._told: tuple[Any, ...] = ((), (), ())
+        self._marks: Mapping[str, Any] = {}
+        self._settled: set[str] = set()
+        self._known: Iterable[str] = ()
 
-    def copy(
-        self,
-        writers: Mapping[str, int],
-        settled: Iterable[str],
-        alive: Iterable[str] = (),
-        gone: Iterable[str] = (),
-        known_blobs: Iterable[str] = (),
-        due: Callable[[], bool] = lambda: False,
-    ) -> None:
-        """One look: points and documents first, then the mark, then blobs. writers: id -> acknowledged. OSError if the spool fails."""
-        self.whole = False
-        first = not self.writers
-        marks = (read_json(self.path) or {}) if first else {}
-        if first:
+    def copy(self, seen: Callable[[], Mapping[str, Any]], due: Callable[[], bool] = lambda: False) -> None:
+        """One look: points and documents first, then the mark, then blobs. OSError if the spool fails.
+
+        seen: what there is now, asked again whenever points are due within long blobs: `writers` (id -> acknowledged), `settled`, `alive`,
+        `gone`, `blobs` (known to be in the store).
+        """
+        if not self.writers:
             self.target.mkdir(parents=True, exist_ok=True)
-            self.count = int(marks.get("count", 0))
+            self._marks = read_json(self.path) or {}
+            self.count = int(self._marks.get("count", 0))
             with contextlib.suppress(OSError):  # what the server said to an earlier start is not for this one
                 self._seen = os.stat(self.target / ANSWER).st_mtime_ns
-        settled, self._told = set(settled), (sorted(alive), sorted(gone), dict(writers))
-        for name in writers:
-            if name not in self.writers:
-                made = WriterCopy(self.source / name, self.target / name, (marks.get("writers") or {}).get(name))
-                made.begin()
-                self.writers[name] = made
-        self._points(settled)
+        self._points(seen())
 
         def between() -> None:
             if due():
-                self._points(settled)
+                self._points(seen())
 
-        for copy in self.writers.values():
-            copy.blobs(between, known_blobs)
-        self.whole = True
+        # Who has ended comes first, since its finish() waits; a node's own files, which are many, come last.
+        for name in sorted(self.writers, key=lambda name: (name not in self._settled, self.writers[name].is_node)):
+            settled = name in self._settled
+            self.writers[name].blobs(between, self._known)
+            if settled:
+                self.whole.add(name)
 
-    def _points(self, settled: set[str]) -> None:
-        alive, gone, acknowledged = self._told
-        for name, copy in self.writers.items():
-            copy.points(name in settled, acknowledged.get(name, 0))
+    def _points(self, seen: Mapping[str, Any]) -> None:
+        settled = set(seen["settled"])
+        self._known = seen["blobs"]
+        for name, acknowledged in seen["writers"].items():
+            if name not in self.writers:
+                made = WriterCopy(self.source / name, self.target / name, (self._marks.get("writers") or {}).get(name))
+                made.begin()
+                self.writers[name] = made
+            self.writers[name].points(name in settled, acknowledged)
+        self._settled = settled
         self.count += 1
         write_json(
             self.path,
@@ -193,8 +194,8 @@ class RunCopy:
                 "count": self.count,
                 "time_us": time.time_ns() // 1000,
                 "inode": os.stat(self.target).st_ino,
-                "alive": alive,
-                "gone": gone,
+                "alive": sorted(seen["alive"]),
+                "gone": sorted(seen["gone"]),
                 "writers": {name: copy.mark() for name, copy in self.writers.items()},
             },
         )

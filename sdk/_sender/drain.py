@@ -151,20 +151,25 @@ class Drain:
         copy = self._copy
         if copy is None or (self._delivering() and not copy.writers):
             return
-        with self._lock:
-            seen = self._seen
-        if not seen["writers"]:
+        if not self._now()["writers"]:
             return
         if not self._delivering():
             self._drained_at = time.monotonic()
-            copy.copy(seen["writers"], seen["settled"], seen["alive"], seen["gone"], seen["blobs"], self._due)
-            self._whole = set(seen["settled"])
+            copy.copy(self._now, self._due)
+            self._whole = set(copy.whole)
         answer = copy.answer()
         if answer is not None:
             with self._lock:
                 self._answer = answer
 
+    def _now(self) -> dict[str, Any]:
+        with self._lock:
+            return self._seen
+
     def _due(self) -> bool:
+        if self._copy is not None and self._copy.whole - self._whole:
+            self._whole = set(self._copy.whole)
+            self._tell()
         if time.monotonic() - self._drained_at < self._every:
             return False
         self._drained_at = time.monotonic()

@@ -42,6 +42,9 @@ class Node:
         self.stop = threading.Event()
         self.closed = False
         self._sampler: Any = None
+        self._samples = 0
+        self._gauge: Any = None
+        self._followed: set[str] = set()
         self._next_sample = time.monotonic() + limits.FIRST_SAMPLE_SECONDS if sample else None
         self._next_flush = time.monotonic() + limits.FLUSH_SECONDS
         self._fingerprints: Any = None
@@ -69,9 +72,12 @@ class Node:
                 if facts.get("rank", 0) != 0:
                     self._copied.add(box.id)  # rank 0's capture copies for all
                 thread.start()
-        if self._next_sample is not None and now >= self._next_sample and self._ending_since is None:
-            self._next_sample = now + limits.SAMPLE_SECONDS
-            self._sample()
+        if self._next_sample is not None and self._ending_since is None:
+            if self._sampler is not None:
+                self._sampler.tick()
+            if now >= self._next_sample:
+                self._next_sample = now + limits.SAMPLE_SECONDS
+                self._sample(trainers)
         if now >= self._next_flush:
             self._next_flush = now + limits.FLUSH_SECONDS
             self.flush()
@@ -117,6 +123,8 @@ class Node:
         if self._ending_since is None:
             self._ending_since = time.monotonic()
             self.stop.set()
+            if self._next_sample is not None and self._sampler is not None:
+                self._sample([])  # the last seconds' energy and steps count too
         overdue = time.monotonic() - self._ending_since > limits.CAPTURE_END_SECONDS
         if any(thread.is_alive() for thread in self._threads.values()) and not overdue:
             return False
@@ -140,16 +148,56 @@ class Node:
         if doc.get("type") == "recipe" and doc.get("section") == "hardware":  # the last of what is copied at the start
             self._copied.add(box)
 
-    def _sample(self) -> None:
+    def throughput(self, writer: Outbox, doc: dict[str, Any]) -> None:
+        """sdk.throughput() was called: from now on rank 0's steps are gauged."""
+        if writer.child or int(writer.about.get("rank") or 0) != 0:
+            return
+        from . import throughput
+
+        self._gauge = throughput.Gauge(writer.folder, doc)
+        for key in throughput.KEYS:
+            self.writer.emit({"type": "define", "pattern": key, "kind": "rate", "reduce": "mean"})
+
+    def _sample(self, trainers: list[Outbox]) -> None:
         try:
             if self._sampler is None:
                 from .._capture import system
 
-                self._sampler = system.Sampler()
-            self.writer.log(self._sampler.sample())
+                several = _several_nodes(self.trainer, trainers)
+                folder = (read_json(self.trainer.folder / "capture.json") or {}).get("cwd")
+                ledger = self.writer.folder.parent / "energy.json"
+                self._sampler = system.Sampler(node=_node_name() if several else None, ledger=ledger, folder=folder)
+            self._follow(trainers)
+            self.writer.log(self._sampler.sample(), self._samples)
+            self._samples += 1
+            for news in self._sampler.news():
+                self.writer.emit({"type": "event", **news})
+            gauged = self._gauge.read() if self._gauge is not None else None
+            if gauged is not None:
+                self.writer.log(gauged[1], gauged[0])
         except Exception as error:
             self._next_sample = None
             self._failed("system metrics", error)
+
+    def _follow(self, trainers: list[Outbox]) -> None:
+        """The ranks' processes on this host, by pid and start time; and the boards that they may use."""
+        variables = []
+        for box in trainers:
+            if box.child or box.ended or box.attempt != self.trainer.attempt:
+                continue
+            facts = read_json(box.folder / "capture.json") or {}
+            variables.append((facts.get("env") or {}).get("CUDA_VISIBLE_DEVICES"))
+            about = box.about
+            here = about.get("pid_namespace") == _process.pid_namespace() and about.get("host") == _process.host()
+            pid = int(about.get("pid") or 0)
+            if box.id in self._followed or not here or pid <= 1:
+                continue
+            start = _process.started(pid)
+            if start is not None and abs(start - float(about.get("pid_started") or -1)) < 0.02:
+                self._followed.add(box.id)
+                self._sampler.follow(pid, int(about.get("rank") or 0))
+        if variables:
+            self._sampler.boards.may_use(variables)
 
     def _failed(self, what: str, error: BaseException) -> None:
         with contextlib.suppress(Exception):
@@ -158,3 +206,14 @@ class Node:
         import traceback
 
         traceback.print_exception(type(error), error, error.__traceback__)
+
+
+def _several_nodes(trainer: Outbox, trainers: list[Outbox]) -> bool:
+    """Whether the run has ranks elsewhere: then the host is named in its keys."""
+    world, local = int(trainer.about.get("world_size") or 1), trainer.about.get("local_world_size")
+    here = int(local) if local else len([box for box in trainers if not box.child and box.attempt == trainer.attempt])
+    return world > max(1, here)
+
+
+def _node_name() -> str:
+    return _process.host().replace("/", "_").replace(" ", "_")[:100] or "node"

@@ -201,6 +201,8 @@ class RunSender:
                     self.followers.opened(box, doc)
                 if doc.get("type") == "opened" and self.node is not None:
                     self.node.opened(doc)
+                elif doc.get("type") == "throughput" and self.node is not None:
+                    self.node.throughput(box, doc)
             box.rest()
         if not self.liveness or now < self._next_look:
             return

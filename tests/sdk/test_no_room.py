@@ -185,12 +185,12 @@ def test_a_truncated_file_is_survived_by_write(tmp_path: Path) -> None:
 
 
 def test_a_read_only_journal_from_the_start(shop: Shop, server: Server) -> None:
-    """A read-only mount: the temporary folder serves instead, and says so."""
+    """A read-only mount: the node's own folder serves instead, and the run says so."""
     with mounted(shop.folder / "locked", "-t", "tmpfs", "-o", "size=1m,ro", "none") as locked:
         spare = shop.folder / "tmp"
         spare.mkdir()
         program = "import sdk\nsdk.init(project='p')\nsdk.log({'x': 1.0})\nprint('trained')"
-        done = shop.run(program, None, ENCORE_MODE="offline", ENCORE_JOURNAL=str(locked), TMPDIR=str(spare))
+        done = shop.run(program, None, ENCORE_MODE="offline", ENCORE_JOURNAL=str(locked), ENCORE_LOCAL=str(spare))
         assert (done.returncode, done.stdout) == (0, "trained\n"), done.stderr
         assert "instead" in done.stderr
         (found,) = [path.parent for path in spare.glob("**/writer.json") if json.loads(path.read_text())["kind"] == "trainer"]

@@ -118,6 +118,17 @@ def test_steps_go_on_after_everything_was_delivered(shop: Shop, server: Server) 
     assert until(lambda: [step for step, _ in server.points("loss")] == [0, 1, 2, 3, 4, 5]), server.points("loss")
 
 
+def test_on_another_node_the_spool_tells(shop: Shop) -> None:
+    """A requeued job lands where no journal of the run is; what the first node drained is on the shared folder."""
+    spool = shop.folder / "spool"
+    offline(shop, program(f'id="{RUN}", resume="allow"'), ENCORE_SPOOL=str(spool))
+    assert until(lambda: any(_resume._logged_last(path.parent) == 2 for path in spool.glob(f"{RUN}/*/writer.json")))
+    assert until(lambda: not shop.senders())
+    shop.journal.rename(shop.folder / "of the other node")
+    offline(shop, program(f'id="{RUN}", resume="must"'), ENCORE_SPOOL=str(spool))
+    assert steps(shop) == [[3, 4, 5]]
+
+
 def test_must_on_a_machine_that_knows_nothing_begins_at_zero_and_says_so(shop: Shop) -> None:
     done = offline(shop, program(f'id="{RUN}", resume="must"'))
     assert done.stderr.count("begin at 0 again") == 1

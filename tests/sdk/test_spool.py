@@ -23,6 +23,7 @@ from sdk._journal import Writer
 from sdk._reader import Reader, read_json
 from sdk._sender import keeping
 from sdk._sender.drain import sweep
+from sdk._sender.elsewhere import SpoolSender
 
 TRAIN = """
     import sdk, sys, time
@@ -164,11 +165,35 @@ def test_a_node_that_is_killed_whole_loses_what_was_not_drained(site: Site, serv
     assert found == list(range(len(found)))
     assert len(found) >= 1000
     assert sum(server.next.values()) >= kept
-    before_beats = len(server.heartbeats)
-    site.watch()
-    assert until(lambda: read_json(next(site.spool.glob("*/*/ack.json"))))
-    time.sleep(3)
-    assert len(server.heartbeats) == before_beats  # nobody says that it lives, so the server's own silence rule ends it
+
+
+def test_a_run_of_a_spool_lives_as_long_as_its_nodes_say_so(tmp_path: Path, server: Server) -> None:
+    """A heartbeat only if a node has moved since the last one: one that vanished falls silent at the server too, and may come back."""
+    made = journal(tmp_path / "hot", 10)
+    node = _spool.RunCopy(made.folder.parent, tmp_path / "spool")
+    node.copy(lambda: seen(made.id, alive=[made.id]))
+    watcher = SpoolSender(tmp_path / "spool" / made.folder.parent.name, server.url, "t", True)
+
+    def turn() -> int:
+        watcher._next_heartbeat = 0.0
+        while watcher.step():
+            pass
+        return len(server.heartbeats)
+
+    assert [turn(), turn(), turn()] == [0, 0, 0]  # it may be of last week
+    assert server.next[made.id] > 10
+    node.copy(lambda: seen(made.id, alive=[made.id]))
+    assert [turn(), turn(), turn()] == [1, 1, 1]
+    node.copy(lambda: seen(made.id, alive=[made.id]))
+    assert [turn(), turn()] == [2, 2]
+    server.stop = True
+    node.copy(lambda: seen(made.id, alive=[made.id]))
+    assert turn() == 3
+    assert (node.answer() or {}).get("stop") is True
+    assert node.answer() is None  # heeded once
+    node.copy(lambda: seen(made.id, settled={made.id}, gone=[made.id]))
+    turn()
+    assert watcher.outboxes[made.id].gone_told
 
 
 def _held(path: Path) -> bool:
@@ -300,6 +325,10 @@ def journal(root: Path, points: int = 0, run: str | None = None, finish: bool = 
     return made
 
 
+def seen(writer: str, **more: object) -> dict:
+    return {"writers": {writer: 0}, "settled": set(), "alive": [], "gone": [], "blobs": set(), **more}
+
+
 def everything(folder: Path) -> tuple[list[int], list[tuple[int, int]]]:
     """Record numbers of a journal in order, and its holes."""
     from sdk._records import RECORD
@@ -368,7 +397,7 @@ def test_a_record_that_is_being_written_is_not_drained(tmp_path: Path) -> None:
 def test_a_spool_that_fails_costs_nothing_and_is_tried_again(site: Site, server: Server) -> None:
     """The shared folder cannot be written: training and finish go on, the status says why; once it can, all of it is drained."""
     site.spool.parent.joinpath("spool").write_text("in the way")
-    trainer = site.node(TRAIN, "200", "0.001", wrap=(), ENCORE_URL="http://127.0.0.1:9", ENCORE_FINISH_SECONDS="4")
+    trainer = site.node(TRAIN, "200", "0.001", wrap=(), ENCORE_URL="http://127.0.0.1:9", ENCORE_FINISH_SECONDS="2")
     out, err = trainer.communicate(timeout=60)
     assert "trained" in out
     assert "not all of run" in err

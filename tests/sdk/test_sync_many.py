@@ -35,11 +35,15 @@ def journal(root: Path, points: int, run: str | None = None, keys: int = 1) -> W
     return made
 
 
+def seen(writer: str, **more: object) -> dict:
+    return {"writers": {writer: 0}, "settled": set(), "alive": [], "gone": [], "blobs": set(), **more}
+
+
 def small(root: Path, target: Path, points: int) -> str:
     """A finished run as a spool holds it: without the room that a journal keeps ready."""
     made = journal(root, points)
     made.finish(ENDED)
-    _spool.RunCopy(made.folder.parent, target).copy({made.id: 0}, {made.id})
+    _spool.RunCopy(made.folder.parent, target).copy(lambda: seen(made.id, settled={made.id}))
     shutil.rmtree(made.folder.parent)
     return made.id
 

@@ -1,21 +1,16 @@
-"""Streams for programs: all runs of a question, all points of many runs (docs/api.md, Export), and a run's media."""
+"""Streams for programs: all runs of a question, all points of many runs (docs/api.md, Export)."""
 
 from __future__ import annotations
 
 import json
 
 from django.http import HttpRequest, StreamingHttpResponse
-from drf_spectacular.types import OpenApiTypes
-from drf_spectacular.utils import OpenApiParameter, extend_schema
-from rest_framework import serializers
 
 from tracker.api import auth
-from tracker.api.run_parts import AFTER, LIMIT
 from tracker.api.runs import boolean
-from tracker.api.views import View, listed, page_of, whole
 from tracker.domain.errors import Invalid
 from tracker.domain.ids import is_id
-from tracker.services import export, runs
+from tracker.services import export
 from tracker.services.series import branch_of
 
 CONTENT_TYPE = "application/vnd.encore.history"
@@ -76,30 +71,3 @@ def _question(asked) -> dict:
         "state": asked.get("state", ""),
         "archived": boolean(asked.get("archived")),
     }
-
-
-class MediaShape(serializers.Serializer):
-    id = serializers.IntegerField()
-    key = serializers.CharField()
-    kind = serializers.CharField()
-    rank = serializers.IntegerField(source="writer.rank")
-    step = serializers.IntegerField(allow_null=True)
-    time_us = serializers.IntegerField()
-    digest = serializers.CharField()
-    bytes = serializers.IntegerField()
-    mime = serializers.CharField()
-    meta = serializers.DictField()
-
-
-class Media(View):
-    @extend_schema(
-        operation_id="run_media",
-        parameters=[OpenApiParameter("key", OpenApiTypes.STR), AFTER, LIMIT],
-        responses=page_of(MediaShape, "MediaPage"),
-    )
-    def get(self, request, id):
-        asked = request.query_params
-        run = runs.get(user=request.user, run_id=id)
-        after = whole(asked.get("after") or asked.get("cursor"), "after")
-        found = export.media(run, key=asked.get("key"), after=after, limit=asked.get("limit"))
-        return listed(MediaShape(found.results, many=True).data, found.next)

@@ -1,6 +1,20 @@
 from django.urls import path, re_path
 
-from tracker.api import accounts, blobs, errors, export, ingest_writers, jobs, projects, ranks, reproductions, run_parts, runs, schema
+from tracker.api import (
+    accounts,
+    blobs,
+    errors,
+    export,
+    ingest_writers,
+    jobs,
+    media,
+    projects,
+    ranks,
+    reproductions,
+    run_parts,
+    runs,
+    schema,
+)
 from tracker.api.ingest_batches import batches
 from tracker.api.series import series
 
@@ -25,8 +39,13 @@ urlpatterns = [
     path("runs/<str:id>/preflight", run_parts.Preflight.as_view()),
     path("runs/<str:id>/files", run_parts.Files.as_view()),
     path("runs/<str:id>/files/content", run_parts.FileContent.as_view()),
+    path("runs/<str:id>/media", media.Listing.as_view()),
+    path("runs/<str:id>/media/keys", media.Keys.as_view()),
+    path("runs/<str:id>/media/steps", media.Steps.as_view()),
+    path("runs/<str:id>/media/at", media.At.as_view()),
+    path("runs/<str:id>/media/spread", media.Spread.as_view()),
+    path("runs/<str:id>/media/<str:number>/content", media.Content.as_view()),
     path("runs/<str:id>/bundle", run_parts.Bundle.as_view()),
-    path("runs/<str:id>/media", export.Media.as_view()),
     path("runs/<str:id>/reproductions", reproductions.OfRun.as_view()),
     path("series", series),
     path("export/runs", export.all_runs),

@@ -269,7 +269,7 @@ def _media(batch: _Batch, entry: dict, doc: dict) -> None:
             kind=storable.text(doc["kind"], 20),
             step=_step(entry),
             time_us=_time(entry),
-            digest=storable.text(doc["digest"], 71),
+            digest=storable.text(doc.get("digest") or "", 71),
             bytes=_integer(doc.get("bytes", 0)),
             mime=storable.text(doc.get("mime") or "", 100),
             meta=storable.value(_object(doc.get("meta") or {})),

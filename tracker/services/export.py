@@ -16,8 +16,8 @@ import numpy as np
 from django.db.models import Max, Min, Sum
 
 from tracker.domain.errors import EncoreError, Invalid
-from tracker.models import Media, MetricSummary, Run, User
-from tracker.services import lineage, metrics, paging, runs, series
+from tracker.models import MetricSummary, Run, User
+from tracker.services import lineage, metrics, runs, series
 from tracker.services.paging import Page
 from tracker.store import reading
 from tracker.store.reading import Column
@@ -239,18 +239,3 @@ def frame_of(header: dict[str, Any], columns: list[bytes] | None = None) -> byte
     text += b" " * (-len(text) % 8)
     body = b"".join([part + bytes(-len(part) % 8) for part in columns or ()])
     return FRAME.pack(len(text), zlib.crc32(body, zlib.crc32(text)), len(body)) + text + body
-
-
-# Media --------------------------------------------------------------------------------------------------------------------------
-
-
-def media(run: Run, *, key: str | None = None, after: int | None = None, limit: Any = None) -> Page:
-    """What was logged beside numbers, in order of arrival; the bytes are blobs."""
-    rows = Media.objects.filter(run=run).select_related("writer").order_by("id")
-    if key:
-        rows = rows.filter(key=key.replace("\x00", ""))
-    if after is not None:
-        rows = rows.filter(id__gt=after)
-    most = paging.limit_of(limit, default=200)
-    found = list(rows[: most + 1])
-    return Page(found[:most], str(found[most - 1].id) if len(found) > most else None)

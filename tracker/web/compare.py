@@ -14,7 +14,7 @@ from django.urls import reverse
 from tracker.domain import facts, keys
 from tracker.domain.lifecycle import RunState
 from tracker.models import Attempt, KeyDefinition, MetricSummary, Run
-from tracker.web import format
+from tracker.web import format, media
 from tracker.web import run as runs_page
 from tracker.web.page import page, show
 from tracker.web.summaries import last_values
@@ -23,7 +23,7 @@ from tracker.web.trees import flat
 MOST_RUNS = 50
 MOST_KEYS = 400
 COLOURS = 20
-TABS = (("charts", "Charts"), ("config", "Config"), ("summary", "Summary"), ("facts", "Environment, code, data"))
+TABS = (("charts", "Charts"), ("config", "Config"), ("summary", "Summary"), ("media", "Media"), ("facts", "Environment, code, data"))
 
 
 def chosen(request: HttpRequest) -> list[Run]:
@@ -90,7 +90,7 @@ def compare(request: HttpRequest) -> HttpResponse:
     )
     for run in runs:
         run.as_base = link(request, base=run.id)
-    {"charts": _charts, "config": _config, "summary": _summary, "facts": _facts}[tab](context, runs, base)
+    {"charts": _charts, "config": _config, "summary": _summary, "media": _media, "facts": _facts}[tab](context, runs, base)
     return show(request, "compare", f"_{tab}", context)
 
 
@@ -107,6 +107,10 @@ def _charts(context: dict, runs: list[Run], base: Run) -> None:
     ranks = summaries.aggregate(ranks=Count("rank", distinct=True))["ranks"] or 1
     context["old_branches"] = Attempt.objects.filter(run__in=[run for run in runs if run.is_stitched], rewound_to__isnull=False).exists()
     context.update(sections=sections, more=len(own) > MOST_KEYS, most=MOST_KEYS, ranks=ranks, chart_runs_json=json.dumps(data))
+
+
+def _media(context: dict, runs: list[Run], base: Run) -> None:
+    context.update(media.cards_of(runs))
 
 
 def _table(context: dict, rows: list[dict]) -> None:

@@ -15,8 +15,8 @@ from django.views.decorators.http import require_POST
 from tracker.domain import keys
 from tracker.domain.lifecycle import RunState
 from tracker.models import KeyDefinition, MetricSummary, Run
+from tracker.services import energy, projects, summaries
 from tracker.services import preflight as preflights
-from tracker.services import projects, summaries
 from tracker.services import runs as service
 from tracker.store import reading
 from tracker.web import lineage, shell_words
@@ -31,6 +31,7 @@ TABS = (
     ("system", "System"),
     ("ranks", "Ranks"),
     ("logs", "Logs"),
+    ("media", "Media"),
     ("code", "Code"),
     ("environment", "Environment"),
     ("reproductions", "Reproductions"),
@@ -68,6 +69,7 @@ def head(request: HttpRequest, run: Run, tab: str) -> dict:
     ranks = run.writers.filter(kind="trainer").values("rank").distinct().count()
     counts = {"charts": named.count() - system_count, "system": system_count, "reproductions": verdict_count}
     counts["ranks"] = ranks if ranks > 1 else 0
+    counts["media"] = run.media.values("key").distinct().count()
     return {
         "run": run,
         "title": run.name,
@@ -177,6 +179,7 @@ def _charts(request: HttpRequest, run_id: str, tab: str) -> HttpResponse:
     context.update(
         sections=sections(names[:MOST_PANELS], system=tab == "system"),
         more=len(names) > MOST_PANELS,
+        energy=energy.of(run) if tab == "system" else None,
         ranks=max([row["ranks"] for row in found] + [0 if tab == "system" else len(ranks)], default=1),
         rank_names_json=json.dumps(hosts if tab == "system" else {}),
         most=MOST_PANELS,
@@ -194,7 +197,7 @@ def sections(names: list[str], system: bool = False) -> list[dict]:
         if system and not slash:
             prefix = rest.partition(".")[0].partition("_")[0]
         groups.setdefault(prefix if slash or system else "", []).append(key)
-    if system and len(names) <= FEW_PANELS:
+    if system and names and len(names) <= FEW_PANELS:
         groups = {"": sorted(names)}  # headings would only spread them out
     out, shown = [], 0
     # What judges a model comes before what clocks a machine.

@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from tracker.web import code, compare, home, login, logs, ranks, reproductions, run, runs, settings, workers
+from tracker.web import code, compare, home, login, logs, media, ranks, reproductions, run, runs, settings, workers
 
 urlpatterns = [
     path("", home.projects, name="home"),
@@ -22,6 +22,8 @@ urlpatterns = [
     path("runs/<str:run_id>/ranks/stacks", ranks.dumps, name="run-stacks"),
     path("runs/<str:run_id>/logs", logs.logs, name="run-logs"),
     path("runs/<str:run_id>/logs/lines", logs.lines, name="run-lines"),
+    path("runs/<str:run_id>/media", media.media, name="run-media"),
+    path("runs/<str:run_id>/media/<str:number>/figure", media.figure, name="run-figure"),
     path("runs/<str:run_id>/code", code.code, name="run-code"),
     path("runs/<str:run_id>/code/raw", code.raw, name="run-raw"),
     path("runs/<str:run_id>/environment", code.environment, name="run-environment"),

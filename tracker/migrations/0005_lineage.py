@@ -7,7 +7,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('tracker', '0005_asks_and_skew'),
+        ('tracker', '0004_asks_and_skew'),
     ]
 
     operations = [
