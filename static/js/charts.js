@@ -76,9 +76,10 @@
     // ---- state: in the URL, so that a link shows what the sender saw
     readState() {
       const url = new URLSearchParams(window.location.search);
+      this.plainX = this.root.dataset.plainX || "step";
       const number = (name) => (url.has(name) && url.get(name) !== "" && Number.isFinite(Number(url.get(name))) ? Number(url.get(name)) : null);
       this.state = {
-        x: ["step", "relative", "wall"].includes(url.get("x")) ? url.get("x") : "step",
+        x: ["step", "relative", "wall"].includes(url.get("x")) ? url.get("x") : this.plainX,
         log: url.get("log") === "1",
         smooth: Math.min(0.99, Math.max(0, number("smooth") ?? 0)),
         from: number("from"),
@@ -102,7 +103,7 @@
       if (reset) reset.hidden = state.from === null && state.to === null;
       const url = new URL(window.location);
       const put = (name, value, rest) => (value === rest || value === null ? url.searchParams.delete(name) : url.searchParams.set(name, value));
-      put("x", state.x, "step");
+      put("x", state.x, this.plainX);
       put("log", state.log ? "1" : null, null);
       put("smooth", state.smooth || null, null);
       put("from", state.from, null);

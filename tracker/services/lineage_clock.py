@@ -21,7 +21,7 @@ def _shifts(run: str, chain: Sequence[Fork]) -> dict[str, int]:
     names = [run, *(fork.run for fork in chain)]
     starts: dict[str, int] = {}
     for info in reading.writers_of(names).values():
-        starts[info.run] = min(info.anchor_wall_us, starts.get(info.run, info.anchor_wall_us))
+        starts[info.run] = min(info.started_us, starts.get(info.run, info.started_us))
     offset = 0  # relative time at which the run in hand begins
     offsets = {names[-1]: 0}
     for at in range(len(chain) - 1, -1, -1):  # from the oldest down

@@ -333,7 +333,7 @@ def _starts(writers: dict[str, WriterInfo]) -> dict[str, int]:
     """When each run began: zero of its relative axis."""
     starts: dict[str, int] = {}
     for info in writers.values():
-        starts[info.run] = min(info.anchor_wall_us, starts.get(info.run, info.anchor_wall_us))
+        starts[info.run] = min(info.started_us, starts.get(info.run, info.started_us))
     return starts
 
 

@@ -37,7 +37,6 @@ class WriterInfo:
     rank: int
     attempt: int
     started_us: int
-    anchor_wall_us: int
     next: int
     rewound_to: int | None = None
     """Of its attempt: what earlier attempts have beyond this step is an old branch."""
@@ -214,7 +213,7 @@ def _writers(cursor, run_ids: Sequence[str]) -> dict[str, WriterInfo]:
     for start in range(0, len(run_ids), RUNS_AT_ONCE):
         some = list(run_ids[start : start + RUNS_AT_ONCE])
         cursor.execute(
-            'SELECT w.id, w.run_id, w.rank, a.number, w.started_us, w.anchor_wall_us, w."next", a.rewound_to, w.kind, w.last_step '  # noqa: S608
+            'SELECT w.id, w.run_id, w.rank, a.number, w.started_us, w."next", a.rewound_to, w.kind, w.last_step '  # noqa: S608
             f"FROM tracker_writer w JOIN tracker_attempt a ON a.id = w.attempt_id WHERE w.run_id IN {_among(some)}",
             some,
         )

@@ -44,9 +44,9 @@ class Room:
     def writer(self, run: Run | None = None, rank: int = 0, attempt: int = 1, started_us: int = 1_700_000_000_000_000, **more) -> Writer:
         run = run or self.run()
         made, _ = Attempt.objects.get_or_create(run=run, number=attempt)
-        return Writer.objects.create(
-            id=new_id(), run=run, attempt=made, rank=rank, started_us=started_us, anchor_wall_us=started_us, **more
-        )
+        # As the SDK has it: its clock's zero is the machine's start, long before the writer's.
+        anchored = started_us - 3_600_000_000
+        return Writer.objects.create(id=new_id(), run=run, attempt=made, rank=rank, started_us=started_us, anchor_wall_us=anchored, **more)
 
     def post(self, writer: Writer, body: bytes, encoding: str = "") -> dict:
         return ingest.append_batch(writer_id=writer.id, user=self.user, token=self.token, body=body, encoding=encoding)
