@@ -57,6 +57,13 @@ def apply(server: Server, people, order=lambda about: about["started_us"]) -> Ru
     return Run.objects.get()
 
 
+def seen(server: Server) -> list[tuple]:
+    """What the launch was really like, for a failure's message."""
+    abouts = sorted(server.writers.values(), key=lambda about: about["started_us"])
+    ends = server.finishes()
+    return [(a["kind"], a["rank"], a["started_us"], a["launch"], (ends.get(a["writer"]) or {}).get("state")) for a in abouts]
+
+
 def _ranks(attempt: Attempt) -> list[int]:
     return sorted(attempt.writers.filter(kind="trainer").values_list("rank", flat=True))
 
@@ -73,7 +80,7 @@ def test_an_elastic_restart_is_a_new_attempt_of_the_same_run(launcher, people):
     launcher.runs(4, ended=3)
     for seed in range(4):
         run = apply(launcher.server, people, lambda about, seed=seed: derived_id(seed, about["writer"]))
-        assert rows(run) == [(1, "start", 2, 0, [0, 1]), (2, "restart", 2, 1, [0, 1])]
+        assert rows(run) == [(1, "start", 2, 0, [0, 1]), (2, "restart", 2, 1, [0, 1])], seen(launcher.server)
 
 
 def test_so_is_one_over_several_nodes_that_have_no_name_in_common(launcher, people):

@@ -25,10 +25,12 @@ class _Start:
 
     attempt: Attempt
     trainers: list[Writer]
+    others: list[Writer]
 
     @property
     def began(self) -> int | None:
-        return min((writer.started_us for writer in self.trainers), default=None)
+        """While no trainer of it is here: when its node's writer began, which is soon after."""
+        return min((writer.started_us for writer in self.trainers or self.others), default=None)
 
     @property
     def ended(self) -> int | None:
@@ -67,10 +69,11 @@ def _learn(run: Run, attempt: Attempt, launch: dict) -> None:
 
 
 def _starts(run: Run) -> list[_Start]:
-    trainers: dict[int, list[Writer]] = {}
-    for writer in run.writers.filter(kind=Writer.Kind.TRAINER).only("attempt_id", "rank", "started_us", "finish"):
-        trainers.setdefault(writer.attempt_id, []).append(writer)
-    return [_Start(attempt, trainers.get(attempt.id, [])) for attempt in run.attempts.order_by("number")]
+    starts = {attempt.id: _Start(attempt, [], []) for attempt in run.attempts.order_by("number")}
+    for writer in run.writers.only("attempt_id", "kind", "rank", "started_us", "finish"):
+        start = starts[writer.attempt_id]
+        (start.trainers if writer.kind == Writer.Kind.TRAINER else start.others).append(writer)
+    return list(starts.values())
 
 
 def _count(launch: dict, name: str) -> int:
@@ -126,9 +129,7 @@ def _by_time(starts: list[_Start], told: dict) -> Attempt | None:
         mine, its = _names(start.attempt, told)
         if not low < start.attempt.number < high:
             continue
-        if began is None:  # made by a node's writer, which came first
-            near.append((0, start.attempt))
-        elif (
+        if began is not None and (
             _may_be_one(start.attempt, told)
             and (mine is None or its is None or (mine == its and _per_agent(told["launch"])))
             and at >= began - START_US
