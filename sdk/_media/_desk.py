@@ -38,13 +38,15 @@ def take(writer: Any, data: Any, refused: list[tuple[str, str]], step: int) -> l
 
 
 def _find(data: Any, prefix: str, wanted: set[str], depth: int) -> list[tuple[str, Any]]:
+    """What raises when it is asked for its text or items is no media, and stays refused for its own reason."""
     found = []
     for raw, value in list(data.items()):
-        key = prefix + key_text(raw)
-        if isinstance(value, Mapping) and depth < MAX_DEPTH:
-            found += _find(value, key + "/", wanted, depth + 1)
-        elif key in wanted and len(key.encode()) <= MAX_KEY_BYTES:
-            found.append((key, value))
+        with contextlib.suppress(Exception):
+            key = prefix + key_text(raw)
+            if isinstance(value, Mapping) and depth < MAX_DEPTH:
+                found += _find(value, key + "/", wanted, depth + 1)
+            elif key in wanted and len(key.encode()) <= MAX_KEY_BYTES:
+                found.append((key, value))
     return found
 
 

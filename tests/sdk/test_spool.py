@@ -95,6 +95,16 @@ def site(shop: Shop, server: Server):
     made.close()
 
 
+def remove(folder: Path) -> None:
+    """The sender may still be writing its last word there."""
+
+    def gone() -> bool:
+        shutil.rmtree(folder, ignore_errors=True)
+        return not folder.exists()
+
+    assert until(gone)
+
+
 def steps(server: Server) -> list[int]:
     return [step for step, _ in server.points("loss")]
 
@@ -131,7 +141,7 @@ def test_finish_waits_for_the_spool_and_not_for_the_server(site: Site, server: S
     drained = [mark["writers"] for mark in site.marks()]
     (writer,) = site.shop.writers()
     assert drained[0][writer.name]["next"] == Reader(writer).read().last + 1
-    shutil.rmtree(site.shop.journal)
+    remove(site.shop.journal)
     assert site.sync().returncode == 0
     assert steps(server) == list(range(500))
     assert [data["state"] for data in server.finishes().values()] == ["finished"]
@@ -158,7 +168,7 @@ def test_a_node_that_is_killed_whole_loses_what_was_not_drained(site: Site, serv
     trainer.kill()
     trainer.wait()
     assert until(lambda: not any(_held(path) for path in site.shop.journal.rglob("alive")))
-    shutil.rmtree(site.shop.journal)
+    remove(site.shop.journal)
     done = site.sync()
     assert done.returncode == 0, done.stderr
     found = steps(server)
@@ -226,7 +236,7 @@ def test_sigterm_to_the_whole_job_drains_at_once(site: Site, server: Server) -> 
     for pid in (trainer.pid, *site.shop.senders()):
         os.kill(pid, signal.SIGTERM)
     assert until(lambda: not site.shop.senders())
-    shutil.rmtree(site.shop.journal)
+    remove(site.shop.journal)
     assert site.sync().returncode == 0
     assert steps(server) == list(range(300))
     assert [data["signal"] for data in server.finishes().values()] == [signal.SIGTERM]
@@ -259,7 +269,7 @@ def test_while_the_server_takes_everything_nothing_is_drained(site: Site, server
     for pid in site.shop.senders():
         os.kill(pid, signal.SIGKILL)
     assert until(lambda: not site.shop.senders())
-    shutil.rmtree(site.shop.journal)
+    remove(site.shop.journal)
     server.faults.clear()
     assert site.sync().returncode == 0
     assert len(steps(server)) > reached + 200
