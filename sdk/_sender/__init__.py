@@ -33,6 +33,8 @@ def start(run_folder: Path, settings: Settings) -> bool:
             environment[name] = value
     environment["ENCORE_HOME"] = str(settings.home)
     environment.setdefault("MALLOC_ARENA_MAX", "1")  # its threads take turns: an arena each would cost 10 MB
+    for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):  # what a batch took goes back to the system: another 10 MB
+        environment.setdefault(name, "131072")
     command = [sys.executable, "-I", str(Path(__file__).with_name("__main__.py")), str(run_folder)]
     options: dict[str, Any] = {"env": environment, "cwd": "/", "stdin": subprocess.DEVNULL, "close_fds": True}
     try:

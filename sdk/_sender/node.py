@@ -26,7 +26,7 @@ class Node:
         self.writer = Writer(
             run_folder.parent,
             about["run"],
-            SimpleNamespace(strict=False, journal_mode=about.get("journal_mode", "map")),
+            SimpleNamespace(strict=False, journal_mode="write"),  # a few records a second are not worth 8 MiB of mapped pages
             {
                 **{name: about[name] for name in told if name in about},
                 "kind": "node",

@@ -75,6 +75,7 @@ class Outbox:
                 if self._stalled is None or self._stalled[0] != at:
                     self._stalled = (at, time.monotonic())
                 break
+            self.eyes.relax()
             self.docs += len(chunk.docs)
             self._stalled = None
             for number, _, _, doc in chunk.docs:
@@ -154,6 +155,7 @@ class Outbox:
     def encode(self, chunk: Chunk, known: set[str]) -> tuple[bytes, str | None, list[str]]:
         self._posted = chunk.last - chunk.first + 1
         body, hashes = _wire.encode(self.run, self.id, chunk, known)
+        self.reader.relax()
         packed, encoding = compress(body)
         return packed, encoding, hashes
 
