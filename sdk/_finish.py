@@ -52,8 +52,8 @@ def _wait(run: Any, writer: Writer) -> tuple[bool, dict[str, Any], str | None]:
     try:
         while True:
             now = time.monotonic()
-            status = read_json(run_folder / _sender.STATUS) or {}
             sealed = bool((read_json(folder / "ack.json") or {}).get("sealed"))
+            status = read_json(run_folder / _sender.STATUS) or {}  # after it: the sender says that it copies before it seals
             others = [name for name in status.get("alive", []) if name != writer.id]
             if sealed and (status.get("done") or (others and not status.get("blobs") and not status.get("capturing"))):
                 break

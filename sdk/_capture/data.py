@@ -74,8 +74,8 @@ class Fingerprints:
     """
 
     def __new__(cls, emit: Emit, put_blob: Put, capture: dict[str, Any] | None = None) -> Fingerprints:
-        """The one object for the writer whose `emit` this is: made by whoever comes first."""
-        owner = getattr(emit, "__self__", emit)
+        """The one object for the writer whose `put_blob` this is: made by whoever comes first. (`emit` may be wrapped: that is no sign.)"""
+        owner = getattr(put_blob, "__self__", put_blob)
         with _shared_lock:
             found = _shared.get(id(owner))
             if found is None or found.owner is not owner or found.stop.is_set():

@@ -16,7 +16,9 @@ from ..errors import ServerRefused, ServerUnreachable, UsageError
 
 HELP = """Sends journals to the server: of runs that were offline, whose machine was cut off or whose processes were killed, on this or
 another machine (a copied folder, a spool). What the server has is not sent twice, whoever sends it, so it may run at any time, also while
-the run goes on. Exit status: 0 all is with the server, 1 something is not (it says what and why)."""
+the run goes on: then it sends what there is by then. If the program has ended and the sender on this machine is still noting source and
+data, it waits for that. Exit status: 0 all is with the server (of a run that goes on: so far), 1 something is not (it says what and
+why)."""
 
 
 def register(commands: Any) -> None:

@@ -20,6 +20,7 @@ from .process import run_folders
 
 AT_ONCE = 8
 STUCK_ROUNDS = 40
+ENDING_SECONDS = limits.CAPTURE_END_SECONDS + 10.0  # the longest that a sender on this machine takes to end its capture
 IDLE_ROUNDS = 3  # rounds in which a run that may still grow had nothing left
 TURN_SECONDS = 1.0  # so long one run is served before the others have their turn
 SPOOL_SILENT_SECONDS = 30.0  # a node that said nothing for so long is told as silent by `encore status`
@@ -39,14 +40,34 @@ class Item:
         self.served = False  # a thread of the pool has it
         self.blobs = 0  # of it in the store
         self.over = False  # nothing more to do for it now
+        self.sent: bool | None = None  # whether all that there was by then is with the server: a run that goes on has more a moment later
+        self.goes_on = False  # by then it was being written
+        self.mark: tuple[dict[str, int], set[str]] | None = None  # what there was some time ago: records of each writer, files
+        self.ending_since: float | None = None
         self.noted = 0.0
         self.writers: set[str] = set()
         self.said: str | None = None
 
     @property
     def whole(self) -> bool:
+        return self.sender.delivered and self._taken
+
+    @property
+    def _taken(self) -> bool:
+        """The server refuses nothing of it, and it can be read."""
         refused = self.sender.blobs is not None and self.sender.blobs.refused
-        return self.sender.delivered and not any(box.deleted for box in self.sender.outboxes.values()) and not self.torn and not refused
+        return not any(box.deleted or box.broken for box in self.sender.outboxes.values()) and not self.torn and not refused
+
+    def reached(self) -> bool:
+        """Whether all that there was at the mark is with the server; then the mark is moved to now."""
+        boxes, blobs = list(self.sender.outboxes.values()), self.sender.blobs
+        if self.mark is not None:
+            records, files = self.mark
+            if any(box.next < records.get(box.id, 0) for box in boxes) or (blobs is not None and files - blobs.done):
+                return False
+        first, waiting = self.mark is None, blobs.waiting(box.folder / "blobs" for box in boxes) if blobs is not None else ()
+        self.mark = {box.id: box.eyes.next for box in boxes}, set(waiting)
+        return not first
 
     @property
     def error(self) -> str | None:
@@ -59,6 +80,12 @@ class Item:
     @property
     def records(self) -> int:
         return sum(box.next for box in self.sender.outboxes.values())
+
+    def judge(self) -> bool:
+        """Once, when we leave it: of a run that is being written, what there was by then counts, and the rest is for the next sync."""
+        self.goes_on = _may_grow(self, surely=True)
+        self.sent = self.whole or (self.goes_on and self.idle > 0 and self._taken)
+        return self.sent
 
     def why(self) -> str:
         if self.torn:
@@ -192,24 +219,29 @@ class Fleet:
             item.due = time.monotonic() + AGAIN_SECONDS
             if set(sender.outboxes) <= item.writers:
                 return
-            item.over, item.idle = False, 0
+            item.over, item.idle, item.sent, item.mark, item.ending_since = False, 0, None, None, None
         until = time.monotonic() + TURN_SECONDS
         while True:
             moved = sender.step()
             self._note(item, moved)
             if not moved or time.monotonic() > until or self._stopping.is_set():
                 break
-        item.idle = 0 if moved or not sender.delivered else item.idle + 1
+        delivered = sender.delivered
+        so_far = item.reached() and _may_grow(item, surely=True)  # a program that logs without a pause is never delivered
+        item.idle = item.idle + 1 if so_far or (delivered and not moved) else 0
         uploading = sender._uploads is not None and sender._uploads.is_alive()
-        item.stuck = 0 if moved or sender.delivered or item.error or uploading else item.stuck + 1
+        item.stuck = 0 if moved or delivered or so_far or item.error or uploading else item.stuck + 1
         if not self.watch and (item.idle or item.stuck >= IDLE_ROUNDS) and self._settle(item):
             item.idle = item.stuck = 0
             return
         refused = not self.watch and sender.error is not None and bool(_REFUSED.search(sender.error))
         quiet = item.idle >= (IDLE_ROUNDS if _may_grow(item) else 1) or item.stuck >= STUCK_ROUNDS
-        if sender.done or refused or item.torn or (quiet and not self.watch):
+        if refused or item.torn or ((sender.done or (quiet and not self.watch)) and not _ends_soon(item)):
+            if not item.judge() and item.idle and item._taken:  # it wrote and ended since we looked
+                item.idle, item.sent = 0, None
+                return
             item.over, item.writers = True, set(sender.outboxes)
-            if item.whole:
+            if item.sent:
                 keeping.note_delivered(sender)
             self._tell(item)
             item.close()
@@ -253,14 +285,19 @@ class Fleet:
             return False
         items = list(self.items.values())
         if self.watch and self.until_finished:
-            if items and all(item.sender.done for item in items) and not self.waiting:
+            if items and all(item.over and item.sender.done for item in items) and not self.waiting:
                 return True
         elif not self.watch and not self.waiting and all(item.over for item in items):
             return True
         if self._failing_since is not None and self.patience is not None and now - self._failing_since > self.patience:
             self.failed = self._failing
             return True
-        return self._stopping.is_set() and all(item.sender.delivered or item.error or item.torn for item in items)
+        if not self._stopping.is_set() or not all(item.idle or item.sender.delivered or item.error or item.torn for item in items):
+            return False
+        for item in items:
+            if not item.over:
+                item.judge()
+        return True
 
     # Words ----------------------------------------------------------------------------------------------------------------------
 
@@ -273,14 +310,15 @@ class Fleet:
 
     def _figures(self) -> str:
         items = list(self.items.values())
-        done = sum(item.over and item.whole for item in items)
+        done = sum(item.over and bool(item.sent) for item in items)
         records = sum(item.records for item in items)
         took = time.monotonic() - self._began
         return f"{done} of {len(items) + len(self.waiting)} runs, {records:,} records, {took:.0f} s"
 
     def _tell(self, item: Item) -> None:
-        if item.whole:
-            word = f"{item.records} records of {len(item.sender.outboxes)} writers are with the server"
+        if item.sent:
+            on = "; the run goes on" if item.goes_on else ""
+            word = f"{item.records} records of {len(item.sender.outboxes)} writers are with the server{on}"
             if word != item.said:
                 print(f"{item.sender.run_url or item.folder.name}: {word}", flush=True)
         else:
@@ -292,7 +330,7 @@ class Fleet:
     def _end(self) -> int:
         left = []
         for item in self.items.values():
-            if item.whole and item.sender.delivered:
+            if item.sent if item.sent is not None else item.judge():
                 keeping.note_delivered(item.sender)
             else:
                 left.append(item)
@@ -324,8 +362,27 @@ class Fleet:
         return False
 
 
-def _may_grow(item: Item) -> bool:
-    return any(_liveness.alive(box.folder, box.about) is not False for box in item.sender.outboxes.values() if not box.ended)
+def _may_grow(item: Item, surely: bool = False) -> bool:
+    signs = (_liveness.alive(box.folder, box.about) for box in list(item.sender.outboxes.values()) if not box.ended)
+    return any(sign is True or (sign is None and not surely) for sign in signs)
+
+
+def _ends_soon(item: Item) -> bool:
+    """Its program has ended, and the sender on this machine is saying its last words: what it captured, how a killed process ended.
+
+    They are worth waiting for, at most as long as a sender takes.
+    """
+    trainers = item.sender.trainers
+    last = [box for box in item.sender.outboxes.values() if box.kind == "node" and not box.child and not box.ended]
+    if (
+        not trainers
+        or any(not box.ended and _liveness.alive(box.folder, box.about) is not False for box in trainers)
+        or not any(_liveness.alive(box.folder, box.about) for box in last)
+    ):
+        item.ending_since = None
+        return False
+    item.ending_since = item.ending_since or time.monotonic()
+    return time.monotonic() - item.ending_since < ENDING_SECONDS
 
 
 __all__ = ["AT_ONCE", "SPOOL_SILENT_SECONDS", "Fleet"]

@@ -22,9 +22,10 @@ DELIVERED = "delivered.json"  # left by `encore sync` when it has brought all th
 
 
 def note_delivered(sender: Any) -> None:
-    """The server has all of this folder. Written again only when there is more of it, so that its age counts from then."""
+    """What the server has of this folder. Written again only when there is more of it, so that its age counts from then."""
     writers = {box.id: box.next for box in sender.outboxes.values()}
-    blobs = sorted({path.name for box in sender.outboxes.values() for path in _blobs(box.folder)})
+    sent = sender.blobs.done if sender.blobs is not None else set()  # a file may have come since we looked
+    blobs = sorted({path.name for box in sender.outboxes.values() for path in _blobs(box.folder)} & sent)
     known = read_json(sender.folder / DELIVERED) or {}
     if known.get("writers") == writers and known.get("blobs") == blobs:
         return

@@ -18,9 +18,12 @@ from .outbox import Outbox
 
 
 class Node:
-    """One per attempt of the run on this host. Capture runs in a thread, since it reads files and starts git."""
+    """One per attempt of the run on this host, and one more for ranks of it that come when it has ended (`before`).
 
-    def __init__(self, trainer: Outbox, run_folder: Path, capture: bool, sample: bool) -> None:
+    Capture runs in a thread, since it reads files and starts git.
+    """
+
+    def __init__(self, trainer: Outbox, run_folder: Path, capture: bool, sample: bool, before: Node | None = None) -> None:
         about = trainer.about
         told = ("rank", "local_rank", "world_size", "launch", "mode", "url", "sdk_version")
         self.writer = Writer(
@@ -42,7 +45,7 @@ class Node:
         self.stop = threading.Event()
         self.closed = False
         self._sampler: Any = None
-        self._samples = 0
+        self._samples: int = before._samples if before is not None else 0  # one row of samples an attempt
         self._gauge: Any = None
         self._followed: set[str] = set()
         self._next_sample = time.monotonic() + limits.FIRST_SAMPLE_SECONDS if sample else None
@@ -50,6 +53,8 @@ class Node:
         self._fingerprints: Any = None
         self._threads: dict[str, threading.Thread] = {}
         self._copied: set[str] = set()
+        self._awaited: set[str] = set()  # rank 0 is here, its facts are not yet
+        self._taken: set[str] = before._taken | set(before._threads) if before is not None else set()
         self._ending_since: float | None = None
         self.capture = capture
 
@@ -61,17 +66,24 @@ class Node:
                 not self.capture
                 or box.child
                 or box.id in self._threads
+                or box.id in self._taken
                 or box.attempt != self.trainer.attempt
                 or self._ending_since is not None
             ):
                 continue
             facts = read_json(box.folder / "capture.json")
-            if facts is not None:
+            if facts is None:
+                if box.ended or int(box.about.get("rank") or 0) != 0:
+                    self._awaited.discard(box.id)
+                else:
+                    self._awaited.add(box.id)
+            else:
                 thread = threading.Thread(target=self._capture, args=(box.folder, facts), name="encore-capture", daemon=True)
                 self._threads[box.id] = thread
                 if facts.get("rank", 0) != 0:
                     self._copied.add(box.id)  # rank 0's capture copies for all
                 thread.start()
+                self._awaited.discard(box.id)
         if self._next_sample is not None and self._ending_since is None:
             if self._sampler is not None:
                 self._sampler.tick()
@@ -113,8 +125,13 @@ class Node:
 
     @property
     def capturing(self) -> bool:
-        """The source is still being copied: whoever changes it now changes what is recorded."""
-        return any(thread.is_alive() for box, thread in self._threads.items() if box not in self._copied)
+        """The source is still being copied, or not yet: whoever changes it now changes what is recorded."""
+        return bool(self._awaited) or any(thread.is_alive() for box, thread in self._threads.items() if box not in self._copied)
+
+    @property
+    def ending(self) -> bool:
+        """Ranks that come now are too late for it."""
+        return self._ending_since is not None
 
     def end(self) -> bool:
         """Asks everything to come to its end; True when the writer has said its last word."""

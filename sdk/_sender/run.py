@@ -52,6 +52,7 @@ class RunSender:
         self.outboxes: dict[str, Outbox] = {}
         self.hold = Hold(folder)
         self.node: Node | None = None
+        self._earlier: list[Node] = []  # those before it, which come to their ends
         self.followers = Followers(folder)  # TensorBoard's files; at work only in the elected sender
         self.known: set[str] = set()
         self.error: str | None = None
@@ -133,15 +134,15 @@ class RunSender:
             names = sorted(entry.name for entry in os.scandir(self.folder) if entry.is_dir())
         except OSError:
             return
-        before = len(self.outboxes)
+        before = set(self.outboxes)
         for name in names:
             if name not in self.outboxes and (self.only in (None, name) or (self.node is not None and name == self.node.writer.id)):
                 about = read_json(self.folder / name / "writer.json")
                 if about is not None and about.get("writer") and isinstance(about.get("run"), dict):
                     box = self.outboxes[name] = Outbox(self.folder / name, about, self.trust_acks)
                     self._watch_memory(box)
-        if len(self.outboxes) > before:  # all at once: which start a writer is shows only beside the earlier ones
-            self._new_attempt()
+        if len(self.outboxes) > len(before):  # all at once: which start a writer is shows only beside the earlier ones
+            self._new_attempt(before)
 
     def _watch_memory(self, box: Outbox) -> None:
         """While it lives: later nothing tells which control group it was in."""
@@ -162,8 +163,8 @@ class RunSender:
         """Processes of the program: ranks, and children that a rank forked."""
         return [box for box in self.outboxes.values() if box.kind != "node" or box.child]
 
-    def _new_attempt(self) -> None:
-        """A recipe belongs to an attempt: the k-th start of a rank opens the k-th node writer."""
+    def _new_attempt(self, before: set[str]) -> None:
+        """A recipe belongs to an attempt: the k-th start of a rank opens a node writer; so do ranks that come when that one has ended."""
         if not (self.capture or self.sample):
             return
         starts: dict[int, int] = {}
@@ -173,19 +174,24 @@ class RunSender:
                 box.attempt = starts[rank] = starts.get(rank, 0) + 1
         newest = max(starts.values(), default=0)
         current = [box for box in self.trainers if not box.child and box.attempt == newest and not box.sealed and not box.gone_told]
-        if newest > self._generation and current:
-            self._generation = newest
-            self._open_node(min(current, key=lambda box: int(box.about.get("rank") or 0)))
+        late = self.node is None or self.node.ending
+        if newest > self._generation or late:
+            current = [box for box in current if newest > self._generation or box.id not in before]
+            if current:
+                self._generation = newest
+                self._open_node(min(current, key=lambda box: int(box.about.get("rank") or 0)))
 
     def _open_node(self, trainer: Outbox) -> Node | None:
         old = self.node
         try:
-            self.node = Node(trainer, self.folder, self.capture, self.sample)
+            same = old is not None and old.trainer.attempt == trainer.attempt
+            self.node = Node(trainer, self.folder, self.capture, self.sample, old if same else None)
         except OSError as error:
             self.error = f"the node's own journal cannot be written: {error}"
             return None
         if old is not None:
             old.capture = False
+            self._earlier.append(old)
             threading.Thread(target=_end_slowly, args=(old,), daemon=True).start()
         return self.node
 
@@ -538,7 +544,8 @@ class RunSender:
 
     @property
     def done(self) -> bool:
-        if not self.ending or (self.node is not None and not (self.node.closed and self.node.writer.id in self.outboxes)):
+        nodes = [*self._earlier, self.node] if self.node is not None else self._earlier
+        if not self.ending or any(not node.closed or node.writer.id not in self.outboxes for node in nodes):
             return False
         if not self.followers.done(self.outboxes):
             return False
@@ -554,20 +561,25 @@ class RunSender:
         """sender.json, for the trainer's finish() and `encore status`."""
         now = time.monotonic()
         done = self.done
+        # finish() goes by these two: a word that was written before a rank came must not stand when that rank's end is acknowledged.
+        weighty = {
+            "capturing": self.node is not None and self.node.capturing,  # before the files are counted, which it may add to
+            "alive": [box.id for box in self.trainers if not box.ended],
+        }
+        due = now >= self._next_status or any(self._told.get(name) != value for name, value in weighty.items())
         status = {
             "pid": os.getpid(),
             "unsent": self.unsent,
-            "blobs": self.blobs_waiting() if now >= self._next_status else self._told.get("blobs", 0),
+            "blobs": self.blobs_waiting() if due else self._told.get("blobs", 0),
             "error": self.error or self._uploads_error,
             "url": self.run_url,
             "done": done or over,
             "delivered": self.delivered if over else done and self.transport is not None,
-            "capturing": self.node is not None and self.node.capturing,
+            **weighty,
             **({"refused": True} if any(box.deleted for box in self.outboxes.values()) else {}),
             **({"disk": self.durable.failed} if self.durable.failed else {}),
-            "alive": [box.id for box in self.trainers if not box.ended],
         }
-        if status == self._told or (now < self._next_status and not status["done"]):
+        if status == self._told or not (due or status["done"]):
             return
         self._next_status = now + 0.2
         self._told = status

@@ -58,8 +58,9 @@ class Shop:
     def start(
         self, program: str, server: Server | None = None, *, cwd: Path | None = None, arguments: tuple[str, ...] = (), **env: str
     ) -> subprocess.Popen[str]:
-        script = self.work / "train.py"
-        script.write_text(textwrap.dedent(program))
+        script, text = self.work / "train.py", textwrap.dedent(program)
+        if not script.exists() or script.read_text() != text:  # an earlier rank may be about to read it: it must never find it empty
+            script.write_text(text)
         process = subprocess.Popen(
             [sys.executable, str(script), *arguments],
             env=self.environment(server, **env),

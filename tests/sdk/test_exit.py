@@ -477,6 +477,27 @@ def test_the_progress_is_one_line_on_a_terminal_and_lines_in_a_file(shop: Shop, 
     assert b"goes on by itself" in seen
 
 
+def node_docs(shop: Shop) -> list[dict]:
+    """What the journals of the node's writers hold."""
+    from sdk._reader import Reader
+
+    chunks = [Reader(folder).read() for folder in shop.writers("node")]
+    return [doc for chunk in chunks if chunk for _, _, _, doc in chunk.docs]
+
+
+def test_a_rank_0_that_comes_when_the_others_have_ended_is_captured(shop: Shop) -> None:
+    """The node's writer has said its last word then, and the sender is still there, since the server is not."""
+    nowhere = {"ENCORE_URL": "http://127.0.0.1:9", "ENCORE_TOKEN": "t", "ENCORE_FINISH_SECONDS": "1"}
+    told = {"WORLD_SIZE": "2", "ENCORE_RUN_ID": "c" * 26, **nowhere}
+    assert shop.run(START, RANK="1", LOCAL_RANK="1", **told).returncode == 0
+    assert until(lambda: [doc for doc in node_docs(shop) if doc.get("name") == "finish"])
+    (sender,) = shop.senders()
+    assert shop.run(START, RANK="0", LOCAL_RANK="0", **told).returncode == 0
+    assert until(lambda: len([doc for doc in node_docs(shop) if doc.get("name") == "finish"]) == 2)
+    assert [doc["value"]["files"] for doc in node_docs(shop) if doc.get("section") == "source"] == [1]
+    assert shop.senders() == [sender]
+
+
 def test_finish_waits_until_the_source_is_copied(shop: Shop, server: Server) -> None:
     """Four ranks of an instant at once: when rank 0 is back, the source that was there is recorded, and may be changed."""
     program = START
@@ -490,16 +511,7 @@ def test_finish_waits_until_the_source_is_copied(shop: Shop, server: Server) -> 
     assert "is complete" in err, err
     for process in ranks[1:]:
         process.communicate(timeout=90)
-    from sdk._reader import Reader
-
-    def sources() -> list[dict]:
-        found = []
-        for folder in shop.writers("node"):
-            chunk = Reader(folder).read()
-            found += [doc for _, _, _, doc in chunk.docs if doc.get("section") == "source"] if chunk else []
-        return found
-
     assert until(lambda: server.docs("recipe"))
-    (source,) = sources()
+    (source,) = [doc for doc in node_docs(shop) if doc.get("section") == "source"]
     assert until(lambda: source["value"]["manifest"] in server.blobs)
     assert any(data.startswith(b"import sdk, sys, os") for data in server.blobs.values())

@@ -16,7 +16,7 @@ import pytest
 from helpers import Shop, until
 from server import Request, Server
 
-from sdk import _place, _spool
+from sdk import _place, _process, _spool
 from sdk._ids import new_id
 from sdk._journal import Writer
 from sdk._sender import keeping
@@ -189,6 +189,52 @@ def test_a_running_program_is_synced_beside_it_again_and_again(shop: Shop, serve
         trainer.stdin.flush()
     trainer.wait(timeout=60)
     assert until(lambda: shop.encore("sync", server=server).returncode == 0 and server.finishes())
+
+
+def test_a_program_that_logs_without_a_pause_is_synced_as_far_as_it_was(shop: Shop, server: Server) -> None:
+    """There is always something new: what there was by then counts, and it is said that the run goes on."""
+    program = """
+        import sdk, itertools, time
+        sdk.init(project="p", mode="offline")
+        for step in itertools.count():
+            sdk.log({"k0": float(step)}, step=step)
+            if step == 100: print("trains", flush=True)
+            time.sleep(0.0005)
+    """
+    trainer = shop.start(program)
+    assert trainer.stdout is not None
+    assert trainer.stdout.readline()
+    done = shop.encore("sync", server=server)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.rstrip().endswith("; the run goes on")
+    assert trainer.poll() is None
+    assert len(server.points("k0")) >= 100
+
+
+def test_the_last_words_of_the_sender_here_are_waited_for(shop: Shop, server: Server) -> None:
+    """The program has ended; what is captured of it, and its files, come a moment later and are sent too."""
+    here = {"host": _process.host(), "boot": _process.boot_id(), "mode": "offline"}
+    here |= {"pid": os.getpid(), "pid_started": _process.started(os.getpid()), "pid_namespace": _process.pid_namespace()}
+    about, settings = {"id": new_id(), "project": "p", "name": "n"}, SimpleNamespace(strict=False, journal_mode="map")
+    trainer = Writer(shop.journal, about, settings, here)
+    trainer.log({"k0": 1.0}, step=0)
+    trainer.finish(ENDED)
+    node = Writer(shop.journal, about, settings, {**here, "kind": "node", "of": trainer.id})
+    node.emit({"type": "recipe", "section": "hardware", "value": {}, "merge": True})
+    sync = start_sync(shop, server)
+    try:
+        assert until(lambda: server.finishes() and server.docs("recipe"))
+        assert not until(lambda: sync.poll() is not None, seconds=3)
+        digest = node.put_blob(b"the source")
+        node.emit({"type": "recipe", "section": "source", "value": {"manifest": digest}, "merge": True})
+        node.finish(ENDED)
+        out, err = sync.communicate(timeout=60)
+    finally:
+        sync.kill()
+    assert sync.returncode == 0, err
+    assert "goes on" not in out
+    assert digest in server.blobs
+    assert {doc["section"] for doc in server.docs("recipe")} == {"hardware", "source"}
 
 
 # What stays behind --------------------------------------------------------------------------------------------------------------------

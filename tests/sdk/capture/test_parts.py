@@ -235,6 +235,7 @@ def test_one_writer_has_one_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """Who comes second for a writer gets the first one's object: journal and /proc do not list a file twice."""
     fake, first = _fingerprints(tmp_path, monkeypatch)
     assert data.Fingerprints(fake.emit, fake.put_blob) is first
+    assert data.Fingerprints(lambda doc: fake.emit(doc), fake.put_blob) is first, "the sender listens to what the capture tells"
     other = Fake(tmp_path / "other")
     assert data.Fingerprints(other.emit, other.put_blob) is not first
 
