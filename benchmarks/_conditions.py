@@ -99,14 +99,16 @@ def trainer(seconds: float, keys: int, threads: int) -> None:
 
 
 @contextlib.contextmanager
-def server(condition: str) -> Iterator[str]:
-    """The url of a server in this condition."""
+def server(condition: str, elsewhere: bool = False) -> Iterator[str]:
+    """The url of a server in this condition. elsewhere: it runs only when nobody else wants a core, as if on another machine."""
     if condition == "refused":
         with socket.create_server(("127.0.0.1", 0)) as held:
             port = held.getsockname()[1]
         yield f"http://127.0.0.1:{port}"
         return
     process = subprocess.Popen([sys.executable, __file__, "serve", condition], stdout=subprocess.PIPE, text=True)
+    if elsewhere:
+        os.sched_setscheduler(process.pid, os.SCHED_IDLE, os.sched_param(0))
     try:
         assert process.stdout is not None
         yield f"http://127.0.0.1:{int(process.stdout.readline())}"

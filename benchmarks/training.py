@@ -1,9 +1,11 @@
-"""How much training is slowed: 2 ranks, steps of 50 ms, 1,000 metrics a step, the real sender, a server in a process of its own.
+"""How much training is slowed: 2 ranks, steps of 50 ms, 1,000 metrics a step, the real sender, a server that takes what the others leave.
 
-    python benchmarks/training.py [--json] [--steps 60] [--rounds 3]
+    python benchmarks/training.py [--json] [--steps 40] [--rounds 9]
 
 Steps are CPU work of a fixed amount, so whatever the SDK takes shows. Runs with ENCORE_MODE=disabled and online follow each other in
-turns; compared are medians over all steps of a kind. "Loaders": as many busy processes as there are cores beside it, on both sides.
+turns; of each pair of runs the medians of their steps are compared, and the median of these ratios counts: a machine's speed drifts by
+several per cent from run to run, which the quartiles beside it show. "Loaders": as many busy processes as there are cores beside it, on
+both sides.
 """
 
 from __future__ import annotations
@@ -103,21 +105,23 @@ def loaders(number: int):
 
 
 def compare(what: str, busy: int, steps: int, rounds: int, amount: int) -> list[dict]:
-    steps_of: dict[bool, list[float]] = {True: [], False: []}
     cpu_of: dict[bool, list[float]] = {True: [], False: []}
-    logging = []
-    with server("up") as url, loaders(busy):
+    logging, ratios = [], []
+    with server("up", elsewhere=True) as url, loaders(busy):
         for turn in range(rounds):
+            own_steps: dict[bool, list[float]] = {True: [], False: []}
             for online in (True, False) if turn % 2 else (False, True):
                 for found in launch(online, url, steps, amount):
-                    steps_of[online] += found["steps"]
+                    own_steps[online] += found["steps"]
                     cpu_of[online].append(found["cpu"])
                     if online:
                         logging.append(found["log"])
-    slowed = 100 * (statistics.median(steps_of[True]) / statistics.median(steps_of[False]) - 1)
+            ratios.append(100 * (statistics.median(own_steps[True]) / statistics.median(own_steps[False]) - 1))
+    slowed = statistics.median(ratios)
+    low, _, high = statistics.quantiles(ratios, n=4)
     own = 100 * statistics.median(logging) / STEP_SECONDS
     cpu = 100 * (statistics.median(cpu_of[True]) / statistics.median(cpu_of[False]) - 1)
-    beside = f"medians of {len(steps_of[True])} steps each; the rank's CPU {cpu:+.2f} %"
+    beside = f"{rounds} pairs of {2 * (steps - 3)} steps, quartiles {low:+.1f} and {high:+.1f} %; the rank's CPU {cpu:+.2f} %"
     return [
         _row(f"training slowed, {what}", slowed, 1.0, beside, "%"),
         _row(f"log()'s own CPU of a step, {what}", own, 1.0, "needs no quiet machine", "%"),
@@ -127,8 +131,8 @@ def compare(what: str, busy: int, steps: int, rounds: int, amount: int) -> list[
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one JSON line a row")
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--rank", nargs=2, type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.rank:

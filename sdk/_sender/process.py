@@ -18,8 +18,7 @@ __all__ = ["main", "run_folders", "sweep", "writers"]
 
 
 def main(run_folder: str) -> int:
-    with contextlib.suppress(OSError, AttributeError):
-        os.nice(19)
+    _step_back()
     folder = Path(run_folder)
     url, token = os.environ.pop("ENCORE_URL", None), os.environ.pop("ENCORE_TOKEN", None)
     stopping = threading.Event()
@@ -44,6 +43,22 @@ def main(run_folder: str) -> int:
         sender.resign()
         if not (finished or sender.drain.whole) or not _somebody_new(sender):
             return 0
+
+
+def _step_back() -> None:
+    """Training comes first: the lowest priority, for the disk too.
+
+    Where Linux schedules by session (autogroup), the niceness of a process counts within its session alone and ours has one of its own,
+    so the session steps back too: without it a training on all cores was slowed by 5 to 9 % while its source was copied.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        os.nice(19)
+    with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as file:
+        file.write("19")
+    with contextlib.suppress(Exception):
+        import psutil
+
+        psutil.Process().ionice(getattr(psutil, "IOPRIO_CLASS_IDLE", 3))
 
 
 def _follow(sender: RunSender, stopping: threading.Event) -> bool:
