@@ -242,8 +242,11 @@ def test_the_flight_recorders_file_is_named_when_there_is_one(tmp_path: Path) ->
         ({"TORCH_NCCL_TRACE_BUFFER_SIZE": "0", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": str(tmp_path / "trace_")}, None),
         ({"TORCH_FR_BUFFER_SIZE": "2000", "TORCH_FR_DUMP_TEMP_FILE": str(tmp_path / "nothing_")}, None),
     ):
-        process = subprocess.Popen(["cat"], env={"PATH": os.environ["PATH"], **variables}, stdin=subprocess.PIPE)
+        process = subprocess.Popen(["cat"], env={"PATH": os.environ["PATH"], **variables}, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         try:
+            process.stdin.write(b"up\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == b"up\n"  # right behind its start the kernel may show no environment yet
             assert sender_stacks.flight_recorder(process.pid, 3).get("flight_recorder") == expected
             assert sender_stacks.process_facts(process.pid)["state"] in ("S", "R", "D")
         finally:
