@@ -37,9 +37,10 @@ bench: ## the budgets, measured; exits 1 on a missed one and lists it first
 	@$(INSTALL) system server pages test
 	@exec $(BIN)/python benchmarks/run.py $(ARGS)
 
-peers: ## the SDK beside its peers, which are installed into .make/peers (2 GB); 15 minutes
+peers: ## the SDK and the store beside their peers, which are installed into .make/peers (2 GB); 20 minutes
 	@$(INSTALL) server test
-	@exec $(BIN)/python benchmarks/peers.py $(ARGS)
+	@$(BIN)/python benchmarks/peers.py $(ARGS)
+	@exec $(BIN)/python benchmarks/peers_store.py $(if $(findstring --write,$(ARGS)),--write)
 
 lint: ## ruff and the import contracts
 	@$(INSTALL) server test

@@ -16,6 +16,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 FIRST = ["log_cost", "ingest", "chart"]
+APART = {"run", "peers", "peers_store", "scale"}
+"""Not for each time: they install other trackers or take minutes."""
 
 
 def machine() -> str:
@@ -63,7 +65,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*")
     parser.add_argument("--write", action="store_true", help="put the table into benchmarks/RESULTS.md")
     args = parser.parse_args()
-    there = sorted(path.stem for path in HERE.glob("*.py") if path.stem not in {"run", "peers"} and not path.stem.startswith("_"))
+    there = sorted(path.stem for path in HERE.glob("*.py") if path.stem not in APART and not path.stem.startswith("_"))
     names = args.names or [name for name in FIRST if name in there] + [name for name in there if name not in FIRST]
     if unknown := set(names) - set(there):
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}; there are {', '.join(there)}")
