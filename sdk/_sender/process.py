@@ -33,7 +33,8 @@ def main(run_folder: str) -> int:
         adopting = adopt.in_background(folder.parent, folder, url, token, over) if url else None
         sender.drain = drain.Drain(folder)
         finished = _follow(sender, stopping)
-        sender.drain.close(sender, stopping)
+        while not sender.drain.close(sender, stopping):
+            finished = _follow(sender, stopping)
         over.set()
         if adopting is not None:
             adopting.join(limits.STOP_SECONDS)

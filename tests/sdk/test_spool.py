@@ -276,6 +276,33 @@ def test_while_the_server_takes_everything_nothing_is_drained(site: Site, server
     assert steps(server) == list(range(len(steps(server))))
 
 
+def test_a_rank_that_comes_while_the_last_words_wait_for_the_spool_is_drained_too(site: Site, server: Server) -> None:
+    """The sender has seen the end of all that it knows and waits for a spool that fails: a rank that starts now is followed to its end."""
+    env = {"ENCORE_URL": "", "ENCORE_FINISH_SECONDS": "1", "ENCORE_RUN_ID": "b" * 26, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    program = """
+        import sdk
+        sdk.init(project="p")
+        for i in range(100): sdk.log({"loss": float(i)}, step=i)
+        sdk.finish()
+    """
+    site.spool.write_text("no folder")
+    first = site.node(program, wrap=(), RANK="0", LOCAL_RANK="0", **env)
+    assert first.wait(120) == 0
+    assert until(lambda: any((read_json(path) or {}).get("done") for path in site.shop.journal.glob("*/sender.json")))
+    (sender,) = site.shop.senders()
+    second = site.node(program, wrap=(), RANK="1", LOCAL_RANK="1", **env)
+    assert second.wait(120) == 0
+    assert site.shop.senders() == [sender]
+    site.spool.unlink()
+    assert until(lambda: not site.shop.senders())
+    remove(site.shop.journal)
+    done = site.sync()
+    assert done.returncode == 0, done.stderr
+    for rank in range(2):
+        assert [step for step, _ in server.points("loss", rank=rank)] == list(range(100))
+    assert [data["state"] for data in server.finishes().values()] == ["finished"] * 2
+
+
 def test_64_ranks_of_a_node_have_one_sender(site: Site, server: Server) -> None:
     """One launch of 64 real processes: one sender is elected, every rank's every point arrives, its memory stays small."""
     program = """
