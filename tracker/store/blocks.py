@@ -23,7 +23,7 @@ RAW, PCODEC = 0, 1
 LEVEL = 5
 """Of pcodec: level 8 takes 1.7 times the CPU and saves 1 %."""
 SHORT = 8
-"""Columns of fewer rows than this stay raw: pcodec's own header is larger than what it saves. Dense frames of fewer are pooled."""
+"""Columns of fewer rows than this stay raw: pcodec's own header is larger than what it saves. Frames of fewer are pooled, if many."""
 ROWS = 65536
 """Of an axis. Longer series have several, so that a window of one is read without the rest."""
 RANGE = 2**32
@@ -69,6 +69,8 @@ class Encoded:
     points: int
     lo_step: int
     hi_step: int
+    rows: int = 0
+    """Of its longest axis."""
 
 
 # -- writing ------------------------------------------------------------------------------------------------------------------------
@@ -87,11 +89,13 @@ def encode(writer: str, first: int, last: int, frames: list[Dense | Sparse]) -> 
             dense.setdefault(frame.keylist, []).append(frame)
         elif frame.points:
             loose.append(pooling.Points(frame.keys, frame.index, frame.types, frame.records, frame.steps, frame.times, frame.bits))
-    for group in dense.values():
-        if sum(len(frame.steps) for frame in group) < SHORT:
+    is_short = {name: sum(len(frame.steps) for frame in group) < SHORT for name, group in dense.items()}
+    are_many = sum(len(group[0].keys) for name, group in dense.items() if is_short[name]) >= pooling.MANY
+    for name, group in dense.items():
+        if is_short[name] and are_many:
             loose += [pooling.from_dense(f.keys, f.types, f.records, f.steps, f.times, f.matrix) for f in group]
             continue
-        records, steps, times = (np.concatenate([getattr(f, name) for f in group]) for name in ("records", "steps", "times"))
+        records, steps, times = (np.concatenate([getattr(f, part) for f in group]) for part in ("records", "steps", "times"))
         matrix = group[0].matrix if len(group) == 1 else np.concatenate([f.matrix for f in group], axis=1)
         if (records[1:] < records[:-1]).any():  # frames of one batch that interleave
             order = np.argsort(records, kind="stable")
@@ -201,7 +205,7 @@ class Builder:
         head = HEAD.pack(*head, _crc(start, directory, self.flags), self.flags)
         points = int(columns["rows"].astype(np.int64).sum())
         data = b"".join([head, directory, *self.data])
-        return Encoded(data, len(directory), points, lo, hi)
+        return Encoded(data, len(directory), points, lo, hi, int(axes["rows"].max()) if len(axes) else 0)
 
 
 def _crc(head: bytes, directory: bytes, flags: int) -> int:

@@ -5,6 +5,7 @@ Memory: the blocks themselves, what is made of them, one column of a frame, and 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -64,7 +65,7 @@ class _Block:
         order = np.argsort(self.directory.columns["axis"], kind="stable")
         of = self.directory.columns["axis"][order]
         edges = np.flatnonzero(np.r_[True, of[1:] != of[:-1], True]) if len(of) else np.zeros(1, np.int64)
-        for start, end in zip(edges[:-1], edges[1:], strict=True):
+        for start, end in itertools.pairwise(edges):
             yield int(of[start]), order[start:end]
 
     def axis(self, axis: int) -> Axis:
@@ -161,7 +162,7 @@ def _points(block: _Block, columns: np.ndarray) -> list[pooling.Points]:
     order = np.argsort(of, kind="stable")  # each axis once
     columns, entries, of = columns[order], entries[order], of[order]
     edges = np.flatnonzero(np.r_[True, of[1:] != of[:-1], True])
-    for start, end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+    for start, end in itertools.pairwise(edges.tolist()):
         mine, its = columns[start:end], entries[start:end]
         axis = block.axis(int(its["axis"][0]))
         keys = [block.directory.name(column) for column in mine.tolist()]

@@ -1,4 +1,4 @@
-"""A block's directory, compressed. Neighbouring entries are alike, so they are stored as differences, one plane of bytes after the other."""
+"""A block's directory, compressed. Neighbouring entries are alike: they are stored as differences, one plane of bytes after the other."""
 
 from __future__ import annotations
 

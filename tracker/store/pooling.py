@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 OWN_ROWS = 256
 """From so many points on a key has a column of its own."""
+MANY = 64
+"""With fewer keys than this each has a column of its own however short: what could be saved is too little to look for."""
 SHARED_ROWS = 4096
 """Of a shared column: what is decoded for a short key beside it."""
 
@@ -56,28 +58,28 @@ def add(builder: Builder, parts: list[Points]) -> None:
         local.append(place[part.index])
     names = list(ids)
     hashes = np.fromiter((blocks.key_hash(name) for name in names), "<u8", len(names))
-    rank = np.empty(len(names), np.int64)
-    rank[np.argsort(hashes, kind="stable")] = np.arange(len(names))  # by hash, as the directory has them
+    rank = np.arange(len(names))
+    if are_many := len(names) >= MANY:
+        rank[np.argsort(hashes, kind="stable")] = np.arange(len(names))  # by hash, as the directory has them
     types, records, steps, times, bits = (
         np.concatenate([getattr(part, name) for part in parts]) for name in ("types", "records", "steps", "times", "bits")
     )
     which = np.concatenate(local)
-    group = types.astype(np.int64) * len(names) + rank[which]
+    group = types.astype(np.int64) * len(names) + rank[which] if are_many else rank[which] * 2 + types
     order = np.lexsort((records, group))
     group, which, types, records, steps, times, bits = (each[order] for each in (group, which, types, records, steps, times, bits))
     edges = np.flatnonzero(np.r_[True, group[1:] != group[:-1], True])
     pool = _Pool(builder, names, hashes, edges, which, types, records, steps, times, bits)
     counts = np.diff(edges)
-    long = np.flatnonzero(counts >= OWN_ROWS)
-    pool.add_long(long.tolist())
-    for stretch in _stretches(counts, types[edges[:-1]]):
+    long = counts >= (OWN_ROWS if are_many else 0)
+    pool.add_long(np.flatnonzero(long).tolist())
+    for stretch in _stretches(counts, long, types[edges[:-1]]):
         pool.add_short(stretch)
 
 
-def _stretches(counts: np.ndarray, types: np.ndarray) -> list[range]:
+def _stretches(counts: np.ndarray, long: np.ndarray, types: np.ndarray) -> list[range]:
     """Neighbours of one type that are all short, as many as fill a shared column."""
     found, start, rows = [], 0, 0
-    long = counts >= OWN_ROWS
     for at, (count, is_long, kind) in enumerate(zip(counts.tolist(), long.tolist(), types.tolist(), strict=True)):
         if at > start and (is_long or rows + count > SHARED_ROWS or kind != types[start]):
             found.append(range(start, at))
@@ -112,11 +114,13 @@ class _Pool:
     def add_long(self, groups: list[int]) -> None:
         """Columns of their own; those of the same rows share their axis, as a frame of several keys does."""
 
-        def axis(group: int) -> tuple[bytes, ...]:
+        def axis(group: int) -> tuple:
             part = self._rows(group)
+            if part.stop - part.start < OWN_ROWS:
+                return (group,)
             return self.records[part].tobytes(), self.steps[part].tobytes(), self.times[part].tobytes()
 
-        alike: dict[tuple[bytes, ...], list[int]] = {}
+        alike: dict[tuple, list[int]] = {}
         for group in groups:
             alike.setdefault(axis(group), []).append(group)
         for mine in alike.values():

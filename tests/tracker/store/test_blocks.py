@@ -210,8 +210,9 @@ def test_trash_is_emptied_after_its_delay(room):
     writer = room.writer()
     room.simple(writer, 0, np.arange(100.0))
     compaction.compact_run(writer.run_id, force=True)
-    key = MetricBlock.objects.get(run=writer.run).object_key
-    assert compaction.discard_blocks(writer.run_id) == 1
+    block = MetricBlock.objects.get(run=writer.run)
+    key = block.object_key
+    assert compaction.discard_blocks(writer.run_id) == (1, block.bytes)
     assert compaction.sweep_trash() == 0
     MetricTrash.objects.update(delete_after=timezone.now() - timedelta(seconds=1))
     assert compaction.sweep_trash() == 1
