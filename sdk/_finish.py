@@ -11,7 +11,7 @@ from . import _sender
 from ._journal import Writer
 from ._reader import read_json
 
-POLL_SECONDS = 0.05
+POLL_SECONDS, LONGEST_POLL_SECONDS = 0.05, 0.5
 SAY_AFTER_SECONDS = 1.0
 SAY_EVERY_SECONDS = 1.0
 SAY_IN_A_FILE_EVERY_SECONDS = 10.0
@@ -72,15 +72,20 @@ def _wait(run: Any, writer: Writer) -> tuple[bool, dict[str, Any], str | None]:
             if now >= next_look:
                 next_look = now + RESTART_SECONDS
                 _sender.start(run_folder, run.settings)
-            if now >= next_word:
+            if now >= next_word and run.launch.local_rank == 0:
                 next_word = now + (SAY_EVERY_SECONDS if _terminal() else SAY_IN_A_FILE_EVERY_SECONDS)
                 sentence = f"sending: {_left(status)}{f' ({error})' if error else ''}, {deadline - now:.0f} s left"
                 shown = _progress(sentence, shown)
-            time.sleep(POLL_SECONDS)
+            time.sleep(pause(now - began))
     finally:
         if shown:
             _say("", end="\n")
     return sealed, status, error
+
+
+def pause(waited: float) -> float:
+    """Until the next look: a twentieth of what was waited. Dozens of ranks that look often would take the time of whom they wait for."""
+    return min(LONGEST_POLL_SECONDS, max(POLL_SECONDS, waited / 20))
 
 
 def _progress(sentence: str, shown: int) -> int:

@@ -9,6 +9,7 @@ what the server last said, Stop included, put there by `encore sync --watch`.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import struct
@@ -58,6 +59,20 @@ def whole_records(data: bytes, at_start: bool) -> tuple[int, int | None]:
     return position, marks[-1][1] + 1 if marks else None
 
 
+def _is_empty(fd: int, position: int) -> bool:
+    """Whether nothing was ever written from here on. A mapped segment is MiBs of zeros, which the 64 ranks of a node have 64 times:
+    holes are asked for, not read."""
+    piece = os.pread(fd, FIRST_LOOK_BYTES, position)
+    if piece.strip(b"\0"):
+        return False
+    try:
+        return len(piece) < FIRST_LOOK_BYTES or os.lseek(fd, position + len(piece), os.SEEK_DATA) < 0
+    except AttributeError:  # a system without holes
+        return False
+    except OSError as error:
+        return error.errno == errno.ENXIO
+
+
 class WriterCopy:
     """One writer's folder on its way into the spool."""
 
@@ -66,6 +81,7 @@ class WriterCopy:
         mark = mark or {}
         self.segment, self.bytes, self.next = int(mark.get("segment", -1)), int(mark.get("bytes", 0)), int(mark.get("next", 0))
         self._blobs: set[str] | None = None
+        self.closed = False  # its end lies there too
         self.is_node = (read_json(source / "writer.json") or {}).get("kind") == "node"
 
     def begin(self) -> None:
@@ -75,6 +91,8 @@ class WriterCopy:
 
     def points(self, settled: bool, acknowledged: int = 0) -> bool:
         """Appends what is new; True if anything was. settled: the writer has ended, so what cannot be read goes along as it is."""
+        if self.closed:
+            return False
         numbers = sorted(int(name[:-4]) for name in os.listdir(self.source) if name.endswith(".seg") and name[:-4].isdigit())
         if self.segment < 0 and acknowledged:  # what the server already has stays out
             while len(numbers) > 1 and _first(self.source / segment_name(numbers[1])) <= acknowledged:
@@ -86,6 +104,7 @@ class WriterCopy:
             if number > self.segment:
                 self.segment, self.bytes = number, 0
             moved |= self._append(number, settled or number != numbers[-1])
+        self.closed = settled
         return moved
 
     def _append(self, number: int, closed: bool) -> bool:
@@ -93,7 +112,7 @@ class WriterCopy:
         with contextlib.ExitStack() as stack:
             hot = stack.enter_context(open(self.source / segment_name(number), "rb", buffering=0))
             fd = -1
-            while True:
+            while not (closed and _is_empty(hot.fileno(), self.bytes)):
                 data = os.pread(hot.fileno(), look, self.bytes)
                 size, following = whole_records(data, self.bytes == 0)
                 if not size and len(data) == look and look < SEGMENT_BYTES:
@@ -291,12 +310,12 @@ def wait_until_drained(run: Any, writer: Any) -> bool:
         if now >= next_look:
             next_look = now + _finish.RESTART_SECONDS
             _sender.start(folder, run.settings)
-        if now >= next_word:
+        if now >= next_word and run.launch.local_rank == 0:
             next_word = now + _finish.SAY_EVERY_SECONDS * 5
             _finish._say(
                 f"draining to {run.settings.spool}{': ' + state['error'] if state.get('error') else ''}, {deadline - now:.0f} s left"
             )
-        time.sleep(_finish.POLL_SECONDS)
+        time.sleep(_finish.pause(now - began))
     if drained_since is not None and run.rank == 0:
         _finish._say(f"run {run.id} lies in {run.settings.spool / run.id}; `encore sync` (or `encore sync --watch`) sends it from there")
     elif drained_since is None:

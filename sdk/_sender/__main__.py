@@ -7,7 +7,27 @@ import types
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 
+_held = None  # the run's lock, as long as the process lives
+
+
+def taken(folder: str) -> bool:
+    """Whether another sender is at work. Asked before anything is imported: the ranks of a node start one each, and one is needed."""
+    global _held
+    try:
+        import fcntl
+
+        _held = open(os.path.join(folder, "sender.lock"), "ab")  # noqa: SIM115
+        fcntl.lockf(_held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (ImportError, OSError):  # the election proper knows what to do then
+        return False
+    return False
+
+
 def main() -> int:
+    if taken(sys.argv[1]):
+        return 0
     # `-I` keeps the user's folders out; what the trainer imports from comes last, for blake3 and psutil in unusual places.
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != HERE]
     sys.path += [entry for entry in os.environ.get("ENCORE_SENDER_PATH", "").split(os.pathsep) if entry and entry not in sys.path]

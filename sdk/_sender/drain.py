@@ -105,23 +105,32 @@ class Drain:
         self._alone_since = self._alone_since or time.monotonic()
         return stopping or time.monotonic() - self._alone_since > SILENT_SERVER_SECONDS
 
-    def close(self, sender: Any, stopping: threading.Event) -> None:
-        """Drains until everything is over there; gives up when asked to stop and the spool fails."""
+    def close(self, sender: Any, stopping: threading.Event) -> bool:
+        """Drains until everything is over there; gives up when asked to stop and the spool fails, or after a day.
+
+        False: a rank opened its journal meanwhile. Nothing is closed then: it has to be followed to its end first.
+        """
         if self._thread is None:
-            return
-        tried = 0
+            return True
+        tried, began = 0, time.monotonic()
         while self.folder.exists():
             sender.rescan()
+            if not (sender.ending or stopping.is_set()):
+                return False
             self.look(sender)
-            if (self.whole and self._ended >= set(sender.outboxes)) or (sender.transport and sender.delivered):
+            readable = {box.id for box in sender.outboxes.values() if not box.broken}
+            if (self.whole and self._ended >= readable) or (sender.transport and sender.delivered):
                 break
             if stopping.is_set() and (tried := tried + 1) > 20:
+                break
+            if time.monotonic() - began > limits.GIVE_UP_SECONDS:  # a spool that never came back: the next sender on this folder tries
                 break
             self._wake.set()
             time.sleep(limits.TICK_SECONDS)
         self._over = True
         self._wake.set()
         self._thread.join(timeout=5)
+        return True
 
     # In the thread --------------------------------------------------------------------------------------------------------------
 

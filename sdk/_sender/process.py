@@ -33,7 +33,8 @@ def main(run_folder: str) -> int:
         adopting = adopt.in_background(folder.parent, folder, url, token, over) if url else None
         sender.drain = drain.Drain(folder)
         finished = _follow(sender, stopping)
-        sender.drain.close(sender, stopping)
+        while not sender.drain.close(sender, stopping):
+            finished = _follow(sender, stopping)
         over.set()
         if adopting is not None:
             adopting.join(limits.STOP_SECONDS)
@@ -50,11 +51,16 @@ def _step_back() -> None:
 
     Where Linux schedules by session (autogroup), the niceness of a process counts within its session alone and ours has one of its own,
     so the session steps back too: without it a training on all cores was slowed by 5 to 9 % while its source was copied.
+    ENCORE_SENDER_NICE asks for less, where something else occupies all cores: at 19 a sender gets a sixtieth of one then.
     """
+    given = os.environ.get("ENCORE_SENDER_NICE", "").strip()
+    nice = min(int(given), 19) if given.isdecimal() else 19
+    if nice == 0:
+        return
     with contextlib.suppress(OSError, AttributeError):
-        os.nice(19)
+        os.nice(nice)
     with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as file:
-        file.write("19")
+        file.write(str(nice))
     with contextlib.suppress(Exception):
         import psutil
 

@@ -69,6 +69,7 @@ class House:
     def environment(self, url: str | None = None, **more: str) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("ENCORE_", "PYTEST"))}
         kept |= {"ENCORE_URL": url or self.up.url, "ENCORE_TOKEN": self.up.token, "ENCORE_JOURNAL": str(self.journal)}
+        kept |= {"ENCORE_SENDER_NICE": "0"}  # else a sender gets a sixtieth of a core beside the suite's other processes
         root = Path(__file__).resolve().parents[2]
         return kept | {"ENCORE_HOME": str(self.folder / "nobody"), "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"} | more
 
