@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from datetime import timezone as zones
 
 from django.conf import settings
+from django.db import transaction
 from django.db.models import Count, Max, Q
 from django.utils import timezone
 
@@ -76,12 +77,21 @@ def heard(run_id: str) -> None:
     Run.objects.filter(Q(heartbeat_at=None) | Q(heartbeat_at__lt=now - HEARTBEAT_EVERY), id=run_id).update(heartbeat_at=now)
 
 
-def is_alive(run: Run) -> None:
-    """A trainer of ``run`` is said to live: a run that silence had made crashed goes on running."""
-    heard(run.id)
-    if run.state == RunState.CRASHED.value:
-        settle(run)
-    _see_claims(run)
+def is_alive(run: Run) -> Run:
+    """A trainer of ``run`` is said to live: a run that silence had made crashed goes on running. The run as it is now."""
+    if run.state != RunState.CRASHED.value and not _on_two_hosts(run):
+        return run  # nearly always: nothing to write, nothing to lock
+    with transaction.atomic():
+        run = Run.objects.select_for_update().get(pk=run.pk)
+        if run.state == RunState.CRASHED.value:
+            settle(run)
+        _see_claims(run)
+    return run
+
+
+def _on_two_hosts(run: Run) -> bool:
+    living = run.writers.filter(kind=Writer.Kind.TRAINER, finish__isnull=True, heartbeat_at__gt=timezone.now() - CLAIM_AFTER)
+    return living.values("rank").annotate(hosts=Count("host", distinct=True)).filter(hosts__gt=1).exists()
 
 
 def _see_claims(run: Run) -> None:

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
-from tracker.domain import ids, storable
-from tracker.domain.errors import Conflict, Forbidden, Invalid, NotFound, RunDeleted, RunIdTaken, WriterUnknown
+from tracker.domain import ids, limits, storable
+from tracker.domain.errors import Conflict, Forbidden, Invalid, NotFound, RunDeleted, RunIdTaken, TooLarge, WriterUnknown
 from tracker.domain.lifecycle import RunState
 from tracker.models import Attempt, Reproduction, Run, Token, User, Writer
 from tracker.models.project import Role
 from tracker.services import asks, attempts, documents, lineage, liveness, projects, values
+from tracker.services.beats import beats
 
 KINDS = set(Writer.Kind.values)
+_FOR_APPEND = ("run_id", "attempt_id", "run__project__slug", "run__state", "run__stop_requested_at", "run__deleted_at")
 
 
 @dataclass
@@ -180,17 +182,17 @@ def _run_goes_on(run: Run, told: dict, attempt: Attempt) -> None:
 
 
 def get_for_append(writer_id: str, user: User, token: Token | None) -> Writer:
-    """The writer, with its run and attempt, if this person and token may append to it. Called for every batch.
+    """The writer, with its run, if this person and token may append to it; of both only what that takes.
 
-    Raises WriterUnknown, RunDeleted, Forbidden. Leaves a sign of life on the run.
+    Raises WriterUnknown, RunDeleted, Forbidden.
     """
-    writer = Writer.objects.select_related("run__project", "attempt").filter(id=writer_id).first()
+    # Asked each few seconds for each writer: their JSON (writer.json, config, summary, recipe) would cost more than all else.
+    writer = Writer.objects.select_related("run__project").only(*_FOR_APPEND).filter(id=writer_id).first()
     if writer is None:
         raise WriterUnknown
     require_write(user=user, token=token, run=writer.run, otherwise=WriterUnknown)
     if writer.run.deleted_at is not None:
         raise RunDeleted
-    liveness.heard(writer.run_id)
     return writer
 
 
@@ -206,22 +208,27 @@ def heartbeat(*, user: User, token: Token | None, doc: dict) -> dict:
     told = doc.get("writers") or []
     if not isinstance(told, list) or not all(isinstance(entry, dict) and isinstance(entry.get("id"), str) for entry in told):
         raise Invalid("writers is a list of {id, alive, unsent}.", writers="malformed")
+    if len(told) > limits.WRITERS_PER_HEARTBEAT:
+        raise TooLarge(f"A heartbeat speaks of {limits.WRITERS_PER_HEARTBEAT} writers at most: send several.")
     run = Run.objects.select_related("project").filter(id=run_id).first()
     if run is None:
         raise WriterUnknown("This run is not here: post its writers' writer.json to ingest/writers first.")
     require_write(user=user, token=token, run=run, otherwise=WriterUnknown)
     if run.deleted_at is not None:
         raise RunDeleted
-    alive = [entry["id"] for entry in told if entry.get("alive", True)]
-    known = {writer.id: writer for writer in run.writers.filter(id__in=[entry["id"] for entry in told][:5000])}
-    if any(writer_id in known for writer_id in alive):
-        run.writers.filter(id__in=alive[:5000]).update(heartbeat_at=timezone.now(), skew_us=asks.skew(doc))
-        with transaction.atomic():
-            run = Run.objects.select_for_update().get(pk=run.pk)
-            liveness.is_alive(run)
-    answer = {"stop": stops(run), "state": run.state, "next": {writer.id: writer.next for writer in known.values()}}
+    known = _standing(run, [entry["id"] for entry in told if ids.is_id(entry["id"])])
+    alive = [entry["id"] for entry in told if entry.get("alive", True) and entry["id"] in known]
+    if alive:
+        beats.note(run.id, alive, asks.skew(doc))
+        run = liveness.is_alive(run)
+    answer = {"stop": stops(run), "state": run.state, "next": known}
     asked = asks.hand_out(run, doc)
     return {**answer, "ask": asked} if asked else answer
+
+
+def _standing(run: Run, writers: list[str]) -> dict[str, int]:
+    """The next record of each of these writers of the run."""
+    return dict(run.writers.filter(id__in=writers).values_list("id", "next"))
 
 
 def run_for_blobs(*, user: User, token: Token | None, run_id: str) -> Run:

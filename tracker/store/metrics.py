@@ -115,10 +115,15 @@ class MetricStore:
 
     # -- segments -------------------------------------------------------------------------------------------------------------------
 
-    def positions(self, cursor, writers: list[str]) -> dict[str, Position]:
-        """These writers' rows, locked until the transaction ends; unknown ones are left out."""
+    def positions(self, cursor, writers: list[str], *, may_wait: bool = True) -> dict[str, Position]:
+        """These writers' rows, locked until the transaction ends; unknown ones are left out, and without ``may_wait`` those that another
+        transaction holds."""
         if rows.on_postgres():
-            cursor.execute(f"SELECT id, {_POSITION} FROM tracker_writer WHERE id = ANY(%s) ORDER BY id FOR UPDATE", [writers])  # noqa: S608
+            how = "" if may_wait else " SKIP LOCKED"
+            cursor.execute(
+                f"SELECT id, {_POSITION} FROM tracker_writer WHERE id = ANY(%s) ORDER BY id FOR NO KEY UPDATE{how}",  # noqa: S608
+                [writers],
+            )
             return {writer: Position(*row) for writer, *row in cursor.fetchall()}
         # SQLite's whole transaction is the lock. One row of JSON: each row fetched gives the interpreter's lock away.
         cursor.execute(
