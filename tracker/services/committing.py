@@ -59,6 +59,9 @@ class Waiting:
     """Released when the outcome stands."""
 
 
+_REST: Any = Waiting(*[None] * 3, b"", "")  # type: ignore[list-item]
+
+
 class Committer:
     def __init__(self) -> None:
         self._begin()
@@ -75,6 +78,14 @@ class Committer:
         self._put(waiting)
         waiting.is_over.acquire()
 
+    def rest(self) -> None:
+        """End the thread, and with it its connection, until there is work again (tests that empty the database)."""
+        with self._start:
+            if self._thread is not None:
+                self._queue.put(_REST)
+                self._thread.join()
+                self._thread = None
+
     def _wake(self) -> None:
         self._put(None)
 
@@ -87,17 +98,20 @@ class Committer:
         self._queue.put(waiting)
 
     def _run(self) -> None:
-        while True:
+        is_over = False
+        while not is_over:
             group = self._group()
+            if is_over := bool(group) and group[-1] is _REST:
+                group.pop()
             if beats.due_in() == 0 and (not group or rows.on_postgres()):
                 self._write_beats()
-            if not group:
-                continue
-            store(group)
+            if group:
+                store(group)
             if any(isinstance(waiting.error, Unavailable) for waiting in group):
                 connection.close()  # the next group finds a fresh one
             for waiting in group:
                 waiting.is_over.release()
+        connection.close()
 
     def _group(self) -> list[Waiting]:
         """All that wait, at least one; none if signs of life are to be written first."""
@@ -109,6 +123,8 @@ class Committer:
                 if found is not None:
                     group.append(found)
                     bytes_ += len(found.body)
+                if found is _REST:
+                    break
                 if len(group) >= GROUP or bytes_ >= GROUP_BYTES:
                     break
                 found = self._queue.get_nowait()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import Any
 
 from tracker.domain.errors import Refused, TooLarge
 from tracker.domain.limits import SENT_BYTES
-from tracker.models import Run, Token, User, Writer
-from tracker.services import committing, writers
+from tracker.models import Token, User
+from tracker.services import access, committing
+from tracker.services.access import Access
 from tracker.services.backpressure import hot_parts
 from tracker.services.beats import beats
 from tracker.store import wire
@@ -21,13 +21,6 @@ ACCESS_SECONDS = 3
 MOST_ACCESS = 20_000
 
 
-@dataclass(slots=True)
-class _Access:
-    writer: Writer
-    run: Run
-    until: float
-
-
 def append_batch(*, writer_id: str, user: User, token: Token | None, body: bytes, encoding: str) -> dict[str, Any]:
     """Store one batch of a writer, exactly once. Answered after commit: ``{"next", "stop", "state"}``.
 
@@ -36,14 +29,15 @@ def append_batch(*, writer_id: str, user: User, token: Token | None, body: bytes
     """
     if len(body) > SENT_BYTES:
         raise TooLarge(f"A batch is at most {SENT_BYTES // 2**20} MiB as sent: cut it into smaller ranges.")
-    access = _may_append(writer_id, user, token)
-    hot_parts.check(access.run.id)
+    allowed = _may_append(writer_id, user, token)
+    hot_parts.check(allowed.run.id)
     store = metric_store()
-    batch = wire.decode(inflate(body, encoding), store.lookup(access.run.id))
-    if batch.writer != writer_id or batch.run != access.run.id:
+    batch = wire.decode(inflate(body, encoding), store.lookup(allowed.run.id))
+    if batch.writer != writer_id or batch.run != allowed.run.id:
         raise Refused("The batch names another run or writer than it was posted to.", code="malformed")
     beats.note(batch.run)
-    waiting = committing.Waiting(access.run, access.writer, batch, body, "" if encoding == "identity" else encoding, docs=_documents(batch))
+    encoding = "" if encoding == "identity" else encoding
+    waiting = committing.Waiting(allowed.run, allowed.writer, batch, body, encoding, docs=_documents(batch))
     committing.commit(waiting)
     if waiting.error is not None:
         raise waiting.error
@@ -52,33 +46,33 @@ def append_batch(*, writer_id: str, user: User, token: Token | None, body: bytes
             store.remember(batch.run, frame.keylist, (frame.types, frame.keys))
     if waiting.position is not None:
         hot_parts.note(batch.run, writer_id, waiting.position.hot_bytes)
-    run = access.run
-    return {"next": waiting.next, "stop": writers.stops(run), "state": run.state}
+    return {"next": waiting.next, "stop": allowed.stops, "state": allowed.run.state}
 
 
 # -- the right to append -------------------------------------------------------------------------------------------------------------
 
-_access: dict[tuple[str, Any, Any], _Access] = {}
+_access: dict[tuple[str, Any, Any], tuple[float, Access]] = {}
 
 
-def _may_append(writer_id: str, user: User, token: Token | None) -> _Access:
+def _may_append(writer_id: str, user: User, token: Token | None) -> Access:
     key = (writer_id, user.pk, token.pk if token else None)
     now = time.monotonic()
     found = _access.get(key)
-    if found is not None and found.until > now:
-        return found
+    if found is not None and found[0] > now:
+        return found[1]
     _access.pop(key, None)
     with committing.storable():
-        writer = writers.get_for_append(writer_id, user, token)
+        allowed = access.to_append(writer_id, user, token)
     if len(_access) >= MOST_ACCESS:
         _access.clear()
-    found = _access[key] = _Access(writer, writer.run, now + ACCESS_SECONDS)
-    return found
+    _access[key] = now + ACCESS_SECONDS, allowed
+    return allowed
 
 
 def forget() -> None:
     """Drop what this process remembers of rights and sizes (tests that empty the database)."""
     _access.clear()
+    committing.committer.rest()
     beats.forget()
     hot_parts.forget()
     metric_store().forget()

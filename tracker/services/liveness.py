@@ -6,13 +6,14 @@ from datetime import datetime, timedelta
 from datetime import timezone as zones
 
 from django.conf import settings
-from django.db import transaction
+from django.db import connection, transaction
 from django.db.models import Count, Max, Q
 from django.utils import timezone
 
 from tracker.domain import lifecycle
 from tracker.domain.lifecycle import RunState
 from tracker.models import Run, Writer
+from tracker.store import rows
 
 HEARTBEAT_EVERY = timedelta(seconds=5)
 """A run's heartbeat is written at most so often, however many batches come."""
@@ -90,8 +91,14 @@ def is_alive(run: Run) -> Run:
 
 
 def _on_two_hosts(run: Run) -> bool:
-    living = run.writers.filter(kind=Writer.Kind.TRAINER, finish__isnull=True, heartbeat_at__gt=timezone.now() - CLAIM_AFTER)
-    return living.values("rank").annotate(hosts=Count("host", distinct=True)).filter(hosts__gt=1).exists()
+    since = connection.ops.adapt_datetimefield_value(timezone.now() - CLAIM_AFTER)
+    with rows.cursor() as cursor:  # asked at each heartbeat: the ORM would take most of its time
+        cursor.execute(
+            "SELECT 1 FROM tracker_writer WHERE run_id = %s AND kind = 'trainer' AND finish IS NULL AND heartbeat_at > %s "
+            "GROUP BY rank HAVING COUNT(DISTINCT host) > 1 LIMIT 1",
+            [run.id, since],
+        )
+        return cursor.fetchone() is not None
 
 
 def _see_claims(run: Run) -> None:
