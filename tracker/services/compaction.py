@@ -15,7 +15,7 @@ from django.utils import timezone
 
 from tracker.domain.lifecycle import RunState
 from tracker.models import MetricBlock, MetricTrash, Run, Writer
-from tracker.services import summaries
+from tracker.services import backpressure, summaries
 from tracker.store import blocks, rows
 from tracker.store.blobs import blob_store, random_key
 from tracker.store.metrics import SegmentHead, metric_store
@@ -110,7 +110,11 @@ def _is_due(run_id: str, writer: Writer, heads: list[SegmentHead]) -> bool:
     is_wide = _is_wide(run_id, heads)
     if writer.hot_segments >= (WIDE_SEGMENTS if is_wide else SEGMENTS) or writer.hot_bytes >= (WIDE_BYTES if is_wide else BYTES):
         return True
-    if writer.finish is not None or Run.objects.filter(id=run_id, state__in=[s.value for s in RunState if s.is_terminal]).exists():
+    if (
+        writer.finish is not None
+        or backpressure.is_pressed(run_id)
+        or Run.objects.filter(id=run_id, state__in=[s.value for s in RunState if s.is_terminal]).exists()
+    ):
         return True
     with rows.cursor() as cursor:
         cursor.execute(
