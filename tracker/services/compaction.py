@@ -17,7 +17,7 @@ from django.utils import timezone
 
 from tracker.domain.lifecycle import RunState
 from tracker.models import Run, Writer
-from tracker.services import blocked, merging, summaries
+from tracker.services import backpressure, blocked, merging, summaries
 from tracker.services.sweeping import discard_blocks, sweep_orphans, sweep_trash
 from tracker.store import blocks, rows
 from tracker.store.blobs import blob_store, random_key
@@ -214,7 +214,11 @@ def _is_due(run_id: str, writer: Writer, heads: list[SegmentHead]) -> bool:
     is_wide = _is_wide(run_id, heads)
     if writer.hot_segments >= (WIDE_SEGMENTS if is_wide else SEGMENTS) or writer.hot_bytes >= (WIDE_BYTES if is_wide else BYTES):
         return True
-    if writer.finish is not None or Run.objects.filter(id=run_id, state__in=[s.value for s in RunState if s.is_terminal]).exists():
+    if (
+        writer.finish is not None
+        or backpressure.is_pressed(run_id)
+        or Run.objects.filter(id=run_id, state__in=[s.value for s in RunState if s.is_terminal]).exists()
+    ):
         return True
     with rows.cursor() as cursor:
         cursor.execute(

@@ -6,12 +6,14 @@ from datetime import datetime, timedelta
 from datetime import timezone as zones
 
 from django.conf import settings
+from django.db import connection, transaction
 from django.db.models import Count, Max, Q
 from django.utils import timezone
 
 from tracker.domain import lifecycle
 from tracker.domain.lifecycle import RunState
 from tracker.models import Run, Writer
+from tracker.store import rows
 
 HEARTBEAT_EVERY = timedelta(seconds=5)
 """A run's heartbeat is written at most so often, however many batches come."""
@@ -76,12 +78,27 @@ def heard(run_id: str) -> None:
     Run.objects.filter(Q(heartbeat_at=None) | Q(heartbeat_at__lt=now - HEARTBEAT_EVERY), id=run_id).update(heartbeat_at=now)
 
 
-def is_alive(run: Run) -> None:
-    """A trainer of ``run`` is said to live: a run that silence had made crashed goes on running."""
-    heard(run.id)
-    if run.state == RunState.CRASHED.value:
-        settle(run)
-    _see_claims(run)
+def is_alive(run: Run) -> Run:
+    """A trainer of ``run`` is said to live: a run that silence had made crashed goes on running. The run as it is now."""
+    if run.state != RunState.CRASHED.value and not _on_two_hosts(run):
+        return run  # nearly always: nothing to write, nothing to lock
+    with transaction.atomic():
+        run = Run.objects.select_for_update().get(pk=run.pk)
+        if run.state == RunState.CRASHED.value:
+            settle(run)
+        _see_claims(run)
+    return run
+
+
+def _on_two_hosts(run: Run) -> bool:
+    since = connection.ops.adapt_datetimefield_value(timezone.now() - CLAIM_AFTER)
+    with rows.cursor() as cursor:  # asked at each heartbeat: the ORM would take most of its time
+        cursor.execute(
+            "SELECT 1 FROM tracker_writer WHERE run_id = %s AND kind = 'trainer' AND finish IS NULL AND heartbeat_at > %s "
+            "GROUP BY rank HAVING COUNT(DISTINCT host) > 1 LIMIT 1",
+            [run.id, since],
+        )
+        return cursor.fetchone() is not None
 
 
 def _see_claims(run: Run) -> None:

@@ -7,9 +7,8 @@ import zlib
 import zstandard
 
 from tracker.domain.errors import Refused, TooLarge
+from tracker.domain.limits import INFLATED_BYTES, WINDOW_BYTES
 
-SENT_BYTES = 4 * 2**20
-INFLATED_BYTES = 64 * 2**20
 ENCODINGS = ("", "identity", "deflate", "zstd")
 _STEP = 2**20
 
@@ -47,7 +46,7 @@ def _zstd(body: bytes, most: int) -> bytes:
         size = zstandard.frame_content_size(body)
         if size > most:
             raise _too_large(most)
-        machine = zstandard.ZstdDecompressor(max_window_size=2**27)
+        machine = zstandard.ZstdDecompressor(max_window_size=WINDOW_BYTES)
         if size >= 0:
             return _whole_frame(machine, body, most)
         parts, total = [], 0

@@ -31,6 +31,22 @@ def _insert_segments(count: int) -> str:
     return f"INSERT INTO tracker_metricsegment ({', '.join(_SEGMENT)}) VALUES {', '.join([row] * count)}"  # noqa: S608
 
 
+_INSERT_SEGMENTS_PG = (
+    f"INSERT INTO tracker_metricsegment ({', '.join(_SEGMENT)}) SELECT * FROM unnest("  # noqa: S608
+    "%b::text[], %b::text[], %b::bigint[], %b::bigint[], %b::bigint[], %b::bigint[], %b::bigint[], %b::text[], %b::text[], %b::bytea[], "
+    "%b::timestamptz[])"
+)
+"""One text for any number of rows, so that PostgreSQL parses and plans it once. ``%b``: a body in an array would else travel as hex."""
+FEW = 3
+"""Up to here rows of values are cheaper."""
+_UPDATE_POSITIONS_PG = (
+    'UPDATE tracker_writer SET "next" = v.following, hot_bytes = v.bytes, hot_segments = v.segments, '
+    "last_step = GREATEST(tracker_writer.last_step, v.step) "
+    "FROM unnest(%b::text[], %b::bigint[], %b::bigint[], %b::integer[], %b::bigint[]) AS v (id, following, bytes, segments, step) "
+    "WHERE tracker_writer.id = v.id"
+)
+
+
 @functools.cache
 def _update_positions(count: int) -> str:
     row = "(%s, CAST(%s AS bigint), CAST(%s AS bigint), CAST(%s AS integer), CAST(%s AS bigint))"
@@ -119,10 +135,15 @@ class MetricStore:
 
     # -- segments -------------------------------------------------------------------------------------------------------------------
 
-    def positions(self, cursor, writers: list[str]) -> dict[str, Position]:
-        """These writers' rows, locked until the transaction ends; unknown ones are left out."""
+    def positions(self, cursor, writers: list[str], *, may_wait: bool = True) -> dict[str, Position]:
+        """These writers' rows, locked until the transaction ends; unknown ones are left out, and without ``may_wait`` those that another
+        transaction holds."""
         if rows.on_postgres():
-            cursor.execute(f"SELECT id, {_POSITION} FROM tracker_writer WHERE id = ANY(%s) ORDER BY id FOR UPDATE", [writers])  # noqa: S608
+            how = "" if may_wait else " SKIP LOCKED"
+            cursor.execute(
+                f"SELECT id, {_POSITION} FROM tracker_writer WHERE id = ANY(%s) ORDER BY id FOR NO KEY UPDATE{how}",  # noqa: S608
+                [writers],
+            )
             return {writer: Position(*row) for writer, *row in cursor.fetchall()}
         # SQLite's whole transaction is the lock. One row of JSON: each row fetched gives the interpreter's lock away.
         cursor.execute(
@@ -160,12 +181,18 @@ class MetricStore:
 
     def write(self, cursor, news: News) -> None:
         """All of ``news`` in one statement a table, however many batches: statements, not bytes, are what a small batch costs."""
+        moved = [(writer, at.next, at.hot_bytes, at.hot_segments, at.last_step) for writer, at in sorted(news.positions.items())]
         for keyset in news.keysets:
             cursor.execute("INSERT INTO tracker_metrickeyset (run_id, keylist, names) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING", keyset)
+        if rows.on_postgres() and len(moved) > FEW:
+            if news.segments:
+                cursor.execute(_INSERT_SEGMENTS_PG, [list(column) for column in zip(*news.segments, strict=True)])
+            if moved:
+                cursor.execute(_UPDATE_POSITIONS_PG, [list(column) for column in zip(*moved, strict=True)])
+            return
         if news.segments:
             cursor.execute(_insert_segments(len(news.segments)), [value for row in news.segments for value in row])
-        if news.positions:
-            moved = [(writer, at.next, at.hot_bytes, at.hot_segments, at.last_step) for writer, at in sorted(news.positions.items())]
+        if moved:
             cursor.execute(_update_positions(len(moved)), [value for row in moved for value in row])
 
     def segment_heads(self, cursor, run: str, writer: str | None = None, since: int = 0) -> list[SegmentHead]:

@@ -19,7 +19,10 @@ def on_postgres() -> bool:
 
 @contextlib.contextmanager
 def cursor() -> Iterator:
-    """A cursor with ``%s`` parameters whose bytes travel as bytes; errors are Django's. Inside a transaction it belongs to it."""
+    """A cursor with ``%s`` parameters whose bytes travel as bytes, both ways; errors are Django's. Inside a transaction it belongs to it.
+
+    Ask for numbers, text, bytes and booleans by it alone: times and JSON would come as each database has them.
+    """
     connection.ensure_connection()
     if not on_postgres():
         with connection.wrap_database_errors, contextlib.closing(connection.connection.cursor(_sqlite_cursor())) as found:
@@ -29,6 +32,7 @@ def cursor() -> Iterator:
 
     # Django's own binds on the client, where a body becomes twice as many hex digits.
     with connection.wrap_database_errors, psycopg.Cursor(connection.connection) as found:
+        found.format = psycopg.pq.Format.BINARY
         yield found
 
 

@@ -12,16 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from tracker.domain.errors import KeylistUnknown, Refused
+from tracker.domain import limits
+from tracker.domain.errors import KeylistUnknown, Refused, TooLarge
 from tracker.domain.ids import is_id
 
 MAGIC = b"ENCW"
 VERSION = 1
 HEAD = struct.Struct("<4sHHII")
-KEY_CHARACTERS = 500
-KEYS_A_FRAME = 100_000
-MOST_ROWS = 2**23
-RANGE = 2**32
 TOP = 2**63
 
 Keylist = tuple[str, tuple[str, ...]]
@@ -92,16 +89,21 @@ def keylist_hash(types: str, keys: list[str] | tuple[str, ...]) -> str:
 def decode(body: bytes, lookup: Lookup = lambda _: None) -> Batch:
     """Decode an inflated body. ``lookup`` gives the key lists the server knows for this run.
 
-    Raises Refused (422: it can never be accepted) or KeylistUnknown (409: send it again with its keys).
+    Raises Refused (422: it can never be accepted), TooLarge (413: cut it) or KeylistUnknown (409: send it again with its keys).
     """
     header, at = _header(body)
     first, last = header["first"], header["last"]
     batch = Batch(run=header["run"], writer=header["writer"], first=first, last=last)
     reader = _Columns(body, at)
+    names = 0
     for number, frame in enumerate(header["frames"]):
-        batch.frames.append(_frame(reader, frame, first, last, lookup, f"frame {number}"))
+        found = _frame(reader, frame, first, last, lookup, f"frame {number}")
+        names += len(found.keys)
+        _at_most(names, limits.KEYS_PER_BATCH, "names of metrics in a batch")
+        batch.frames.append(found)
     reader.finish()
     batch.points = sum(frame.points for frame in batch.frames)
+    _at_most(batch.points, limits.POINTS_PER_BATCH, "points in a batch")
     steps = [frame.steps for frame in batch.frames if len(frame.steps)]
     if steps:
         batch.lo_step, batch.hi_step = min(int(s.min()) for s in steps), max(int(s.max()) for s in steps)
@@ -124,22 +126,27 @@ def _header(body: bytes) -> tuple[dict[str, Any], int]:
         )
     if (HEAD.size + size) % 8 or HEAD.size + size > len(body):
         raise _bad("its header's length is wrong")
+    _at_most(size, limits.HEADER_BYTES, "bytes of header")
     if zlib.crc32(memoryview(body)[HEAD.size :]) != crc:
         raise Refused("The batch's checksum is wrong: it was damaged on the way or on disk.", code="crc")
+    raw = body[HEAD.size : HEAD.size + size]
+    _at_most(raw.count(b"[") + raw.count(b"{"), limits.HEADER_BRACKETS, "lists and objects in a header")
     try:
-        header = json.loads(body[HEAD.size : HEAD.size + size].decode())
+        header = json.loads(raw.decode())
     except (ValueError, RecursionError):
-        raise _bad("its header is no JSON in UTF-8") from None
+        raise _bad(f"its header is no JSON in UTF-8 of at most {limits.DEPTH} levels") from None
     if not isinstance(header, dict):
         raise _bad("its header is no object")
     for name in ("run", "writer"):
         if not isinstance(header.get(name), str) or not is_id(header[name]):
             raise _bad(f"{name} is no id")
     first, last = header.get("first"), header.get("last")
-    if not (_is_int(first) and _is_int(last) and 0 <= first <= last < TOP - 1 and last - first < RANGE):
-        raise _bad("first and last are no range of records")
+    if not (_is_int(first) and _is_int(last) and 0 <= first <= last < TOP - 1):
+        raise _bad("first and last are no range of records, 0 <= first <= last < 2**63 - 1")
+    _at_most(last - first + 1, limits.RECORDS_PER_BATCH, "records in a batch")
     if not isinstance(header.get("frames"), list):
         raise _bad("frames is no list")
+    _at_most(len(header["frames"]), limits.FRAMES_PER_BATCH, "frames in a batch")
     return header, HEAD.size + size
 
 
@@ -174,8 +181,9 @@ def _frame(reader: _Columns, frame: Any, first: int, last: int, lookup: Lookup, 
     if not isinstance(frame, dict):
         raise _bad(f"{where} is no object")
     rows = frame.get("rows")
-    if not _is_int(rows) or not 0 <= rows <= MOST_ROWS:
+    if not _is_int(rows) or rows < 0:
         raise _bad(f"{where}: rows is no count")
+    _at_most(rows, limits.ROWS_PER_FRAME, "rows in a frame")
     if frame.get("kind") == "dense":
         return _dense(reader, frame, rows, first, last, lookup, where)
     if frame.get("kind") == "sparse":
@@ -189,9 +197,12 @@ def _dense(reader: _Columns, frame: dict, rows: int, first: int, last: int, look
         raise _bad(f"{where}: keylist is no hash of 16 hex digits")
     known = lookup(name)
     if "keys" in frame or "types" in frame:
-        types, keys = _keys_and_types(frame, where)
-        if known != (types, keys) and keylist_hash(types, keys) != name:
-            raise _bad(f"{where}: keylist is not the hash of its types and keys")
+        if known is not None and frame.get("types") == known[0] and _is_same(frame.get("keys"), known[1]):
+            types, keys = known
+        else:
+            types, keys = _keys_and_types(frame, where)
+            if keylist_hash(types, keys) != name:
+                raise _bad(f"{where}: keylist is not the hash of its types and keys")
     elif known is None:
         raise KeylistUnknown(keylist=name)
     else:
@@ -212,20 +223,28 @@ def _keys_and_types(frame: dict, where: str) -> Keylist:
     return types, keys
 
 
+def _is_same(keys: Any, known: tuple[str, ...]) -> bool:
+    return isinstance(keys, list) and len(keys) == len(known) and tuple(keys) == known
+
+
 def _keys(keys: Any, where: str) -> tuple[str, ...]:
-    if not isinstance(keys, list) or not keys or len(keys) > KEYS_A_FRAME:
-        raise _bad(f"{where}: keys is no list of 1 to {KEYS_A_FRAME} names")
-    for key in keys:
-        if not isinstance(key, str) or not 0 < len(key) <= KEY_CHARACTERS:
-            raise _bad(f"{where}: a key is no text of 1 to {KEY_CHARACTERS} characters")
-        if "\0" in key:
-            raise _bad(f"{where}: a key holds NUL")
+    """The names, checked without a loop of Python's: there may be 100,000."""
+    if not isinstance(keys, list) or not keys:
+        raise _bad(f"{where}: keys is no list of names")
+    _at_most(len(keys), limits.KEYS_PER_BATCH, "names of metrics in a batch")
+    try:
+        text = "\0".join(keys)
+        text.encode()
+    except TypeError:
+        raise _bad(f"{where}: a key is no text of 1 to {limits.KEY_LENGTH} characters") from None
+    except UnicodeEncodeError:
+        raise _bad(f"{where}: a key is no valid Unicode (it holds half of a surrogate pair)") from None
+    if min(map(len, keys)) < 1 or max(map(len, keys)) > limits.KEY_LENGTH:
+        raise _bad(f"{where}: a key is no text of 1 to {limits.KEY_LENGTH} characters")
+    if text.count("\0") != len(keys) - 1:
+        raise _bad(f"{where}: a key holds NUL")
     if len(set(keys)) != len(keys):
         raise _bad(f"{where}: a key is named twice")
-    try:
-        "".join(keys).encode()
-    except UnicodeEncodeError:
-        raise _bad(f"{where}: a key is no valid Unicode") from None
     return tuple(keys)
 
 
@@ -253,6 +272,9 @@ def _records(offsets: np.ndarray, first: int, last: int, where: str) -> np.ndarr
 def _docs(docs: Any, first: int, last: int) -> list[dict[str, Any]]:
     if not isinstance(docs, list):
         raise _bad("docs is no list")
+    _at_most(len(docs), limits.DOCS_PER_BATCH, "documents in a batch")
+    if _is_deeper([entry.get("doc") for entry in docs if isinstance(entry, dict)], limits.DEPTH):
+        raise _bad(f"a document nests lists and objects more than {limits.DEPTH} levels deep")
     for entry in docs:
         if not isinstance(entry, dict) or not isinstance(entry.get("doc"), dict):
             raise _bad("a document is no object with doc")
@@ -267,6 +289,7 @@ def _docs(docs: Any, first: int, last: int) -> list[dict[str, Any]]:
 def _holes(holes: Any, first: int, last: int) -> list[tuple[int, int]]:
     if not isinstance(holes, list):
         raise _bad("holes is no list")
+    _at_most(len(holes), limits.HOLES_PER_BATCH, "holes in a batch")
     found = []
     for hole in holes:
         if not isinstance(hole, list) or len(hole) != 2 or not all(_is_int(n) for n in hole) or not first <= hole[0] <= hole[1] <= last:
@@ -277,6 +300,23 @@ def _holes(holes: Any, first: int, last: int) -> list[tuple[int, int]]:
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_deeper(values: list[Any], depth: int) -> bool:
+    for _ in range(depth):
+        values = [inner for one in values for inner in _inner(one) if isinstance(inner, dict | list)]
+        if not values:
+            return False
+    return True
+
+
+def _inner(value: Any) -> Any:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def _at_most(found: int, most: int, what: str) -> None:
+    if found > most:
+        raise TooLarge(f"There are {found:,} {what}, at most {most:,} are taken: cut it into smaller ranges.", most=most)
 
 
 def _bad(what: str) -> Refused:
