@@ -55,6 +55,9 @@ MATRIX = {
     ("POST", "runs/<str:id>/reproductions"): EDIT,
     ("GET", "export/runs"): PERSON,
     ("POST", "export/history"): PERSON,
+    ("GET", "export/parquet"): PERSON,
+    ("POST", "export/parquet"): PERSON,
+    ("GET", "export/runs/<str:id>.parquet"): READ,
     ("POST", "series"): PERSON,  # a stranger is answered no series
     ("GET", "blobs/<str:digest>"): READ | {"job"},
     ("GET", "reproductions"): PERSON,
@@ -133,7 +136,7 @@ def request_of(method: str, route: str, who: str, reproduction: Reproduction, di
     writer = reproduction.original.writers.first()
     path = route.replace("<str:slug>", "vision").replace("<str:digest>", digest).replace("<str:writer_id>", writer.id)
     path = path.replace("<str:number>", "999999999")
-    if path.startswith("runs/"):
+    if path.startswith(("runs/", "export/runs/")):
         path = path.replace("<str:id>", reproduction.original_id)
     path = path.replace("<str:id>", {"tokens": new_id(), "jobs": reproduction.job_id}.get(path.partition("/")[0], reproduction.id))
     kind, body = "application/json", {}
