@@ -72,7 +72,7 @@ def _told(request: HttpRequest) -> tuple[Question, dict[str, str]]:
     archived = told.get("archived")
     if archived is not None and not isinstance(archived, bool):
         raise Invalid("archived is true, false or null (both).", archived="malformed")
-    have = told.get("have") or {}
+    have = told.get("have", {})
     if not isinstance(have, dict) or len(have) > MOST_HAVE or not all(isinstance(mark, str) for mark in have.values()):
         raise Invalid(f"have gives the mark of each run that need not come again, {MOST_HAVE} at most.", have="malformed")
     question = Question(

@@ -31,8 +31,8 @@ def attempt(run: Run, number: int, rewound_to: int | None) -> None:
         lineage.mark_stale([run.id])
 
 
-def mixture(room: Room) -> dict[str, Run]:
-    """By what they are: exact, ranks, rewound, fork, sparse, wide, empty, running. Every second one lies in blocks, the others are hot."""
+def mixture(room: Room, wide: int = 50) -> dict[str, Run]:
+    """Runs by what they are: exact, ranks, rewound, fork, sparse, wide, empty, running. Every second one lies in blocks."""
     found = {}
     found["exact"] = run = room.run(state="finished", config={"lr": 0.1, "model": {"layers": 2}}, tags=["a", "b"])
     run.name = "a/name\\with:slashes ../x"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import struct
+import urllib.error
+import urllib.request
 from types import SimpleNamespace
 
 import duckdb
@@ -34,18 +36,19 @@ def house(transactional_db, live_server, tmp_path, capsys, settings):
         assert found == status, out + err
         return SimpleNamespace(err=err, **(json.loads(out) if out else {}))
 
-    def query(text: str, *values):
-        with duckdb.connect() as db:
-            db.execute("SET TimeZone = 'UTC'")
-            db.execute(
-                f"CREATE VIEW points AS SELECT * FROM read_parquet('{to}/project=*/run=*/*.parquet', hive_partitioning = true, "
-                "hive_types = {'run': VARCHAR, 'project': VARCHAR})"
-            )
-            if (to / "runs.parquet").exists():
-                db.execute(f"CREATE VIEW runs AS SELECT * FROM read_parquet('{to}/runs.parquet')")
-            return db.execute(text, list(values)).fetchall()
+    db = duckdb.connect(config={"threads": 1})
 
-    return SimpleNamespace(room=room, to=to, encore=encore, query=query, api=Api(live_server.url, room.secret), url=live_server.url)
+    def query(text: str, *values):
+        db.execute("SET TimeZone = 'UTC'")
+        db.execute(
+            f"CREATE OR REPLACE VIEW points AS SELECT * FROM read_parquet('{to}/project=*/run=*/*.parquet', hive_partitioning = true, "
+            "hive_types = {'run': VARCHAR, 'project': VARCHAR})"
+        )
+        db.execute(f"CREATE OR REPLACE VIEW runs AS SELECT * FROM read_parquet('{to}/runs.parquet')")
+        return db.execute(text, list(values)).fetchall()
+
+    yield SimpleNamespace(room=room, to=to, encore=encore, query=query, api=Api(live_server.url, room.secret), url=live_server.url)
+    db.close()
 
 
 def bits(value) -> object:
@@ -68,8 +71,8 @@ def same(ours, theirs) -> bool:
 
 
 def test_every_point_of_every_kind_of_run_agrees_with_the_history_route(house):
-    """Ranks, restarts, old branches, forks, NaN, infinities, -0.0, 2**53+1, sparse and odd keys, 5,000 keys: DuckDB reads what the API says."""
-    runs = mixture(house.room)
+    """Ranks, restarts, old branches, forks, NaN, infinities, -0.0, 2**53+1, odd keys, 5,000 keys: DuckDB reads what the API says."""
+    runs = mixture(house.room, wide=5000)
     done = house.encore()
     assert (done.runs, done.sent) == (len(runs), len(runs))
     assert {p.relative_to(house.to).as_posix() for p in house.to.rglob("*.parquet")} == {
@@ -95,7 +98,7 @@ def test_every_point_of_every_kind_of_run_agrees_with_the_history_route(house):
                 left = house.query(f"{where} AND branch = ? ORDER BY step", run.id, key, rank, branch["attempt"])
                 assert same(told(left), branch["points"]), (name, key, rank)
                 compared += len(left)
-    assert compared > 500
+    assert compared > 450
     exact = dict.fromkeys(("special", "ints"))
     for key in exact:
         exact[key] = house.query("SELECT value, value_int FROM points WHERE run = ? AND key = ? ORDER BY step", runs["exact"].id, key)
@@ -167,7 +170,8 @@ def test_the_table_of_runs_has_typed_columns_where_the_runs_agree(house):
     summaries.summarise_run(one.id)
     house.encore()
     rows = house.query(
-        'SELECT id, state, tags, exit_code, "config.lr", "config.model.name", "summary.best", "summary.val/acc", config FROM runs ORDER BY "config.lr"'
+        'SELECT id, state, tags, exit_code, "config.lr", "config.model.name", "summary.best", "summary.val/acc", config FROM runs '
+        'ORDER BY "config.lr"'
     )
     assert [row[:8] for row in rows] == [
         (two.id, "failed", [], 3, 0.5, None, None, None),
@@ -285,32 +289,21 @@ def test_what_somebody_may_not_see_is_not_exported(house):
     assert house.query("SELECT run, step, attempt FROM points") == [(fork.id, 13, 1)]
 
 
-@pytest.mark.parametrize(
-    "question",
-    [
-        b"[]",
-        b"nonsense",
-        b'{"keys": "loss"}',
-        b'{"keys": [""]}',
-        b'{"runs": ["no id"]}',
-        b'{"filter": "lr >"}',
-        b'{"have": []}',
-        b'{"archived": 1}',
-        b'{"unheard": 1}',
-        b'{"state": "sleeping"}',
-    ],
-)
-def test_a_malformed_question_is_answered_400_with_its_field(house, question):
-    import urllib.error
-    import urllib.request
+MALFORMED = [
+    b"[]", b"nonsense", b'{"keys": "loss"}', b'{"keys": [""]}', b'{"runs": ["no id"]}', b'{"filter": "lr >"}', b'{"have": []}',
+    b'{"have": {"a": 1}}', b'{"archived": 1}', b'{"unheard": 1}', b'{"state": "sleeping"}', b'{"project": 3}',
+]  # fmt: skip
 
-    request = urllib.request.Request(
-        f"{house.url}/api/v1/export/parquet", question, {"Authorization": f"Bearer {house.room.secret}", "Content-Type": "application/json"}
-    )
-    with pytest.raises(urllib.error.HTTPError) as found:
-        urllib.request.urlopen(request)
-    assert found.value.code == 400
-    assert json.loads(found.value.read())["message"]
+
+def test_a_malformed_question_is_answered_400_in_words(house):
+    """Nothing of an export is sent for it."""
+    for question in MALFORMED:
+        headers = {"Authorization": f"Bearer {house.room.secret}", "Content-Type": "application/json"}
+        request = urllib.request.Request(f"{house.url}/api/v1/export/parquet", question, headers)
+        with pytest.raises(urllib.error.HTTPError) as found:
+            urllib.request.urlopen(request)
+        assert found.value.code == 400, question
+        assert json.loads(found.value.read())["message"]
 
 
 def test_one_run_comes_as_one_file(house, tmp_path):
