@@ -25,6 +25,7 @@ app.conf.beat_schedule = {
         "sweep_jobs": 5.0,
         "mark_silent_runs": 10.0,
         "empty_trash": 3600.0,
+        "retain": 3600.0,
         "forget": 3600.0,
     }.items()
 }

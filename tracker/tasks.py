@@ -4,7 +4,7 @@ from celery import shared_task
 from django.core.management import call_command
 
 from tracker.models import Reproduction
-from tracker.services import accounts, compaction, jobs, liveness, runs, stitched, summaries
+from tracker.services import accounts, compaction, freeing, jobs, liveness, retention, stitched, summaries
 
 
 @shared_task(name="tracker.mark_silent_runs")
@@ -37,9 +37,13 @@ def compact():
 
 @shared_task(name="tracker.empty_trash")
 def empty_trash():
-    runs.purge_trash()
-    compaction.sweep_trash()
-    compaction.sweep_orphans()
+    freeing.empty_trash()
+
+
+@shared_task(name="tracker.retain")
+def retain():
+    """Once more than the beat asks would be harmless: a rule does its work on a run once."""
+    retention.apply(seconds=60)
 
 
 @shared_task(name="tracker.forget")

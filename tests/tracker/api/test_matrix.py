@@ -29,6 +29,11 @@ MATRIX = {
     ("PATCH", "projects/<str:slug>"): {"owner"},
     ("GET", "projects/<str:slug>/members"): READ,
     ("PUT", "projects/<str:slug>/members"): {"owner"},
+    ("GET", "projects/<str:slug>/retention"): READ,
+    ("PUT", "projects/<str:slug>/retention"): {"owner"},
+    ("GET", "projects/<str:slug>/retention/preview"): {"owner"},
+    ("GET", "retention"): set(),  # superusers alone
+    ("PUT", "retention"): set(),
     ("GET", "runs"): PERSON,
     ("GET", "runs/<str:id>"): READ,
     ("PATCH", "runs/<str:id>"): EDIT,
@@ -37,6 +42,7 @@ MATRIX = {
     ("GET", "runs/<str:id>/ranks"): READ,
     ("GET", "runs/<str:id>/stacks"): READ,
     ("POST", "runs/<str:id>/stacks"): set(),  # nobody: this run is over
+    ("GET", "runs/<str:id>/size"): READ,
     ("GET", "runs/<str:id>/keys"): READ,
     ("GET", "runs/<str:id>/history"): READ,
     ("GET", "runs/<str:id>/logs"): READ,
@@ -145,6 +151,8 @@ def request_of(method: str, route: str, who: str, reproduction: Reproduction, di
         "projects": {"slug": f"new-{who}"},
         "projects/<str:slug>/members": {"members": [{"user": name, "role": role} for name, role in MEMBERS]},
         "export/history": {"keys": ["a"]},
+        "projects/<str:slug>/retention": {"rules": []},
+        "retention": {"rules": []},
         "series": {"runs": [reproduction.original_id], "keys": ["a"]},
         "ingest/writers": writer_json(run),
         "ingest/heartbeats": {"run": run, "writers": []},
