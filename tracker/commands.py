@@ -12,7 +12,7 @@ from pathlib import Path
 
 def register(subparsers) -> None:
     """Adds the tracker's subcommands (entry point ``encore.commands``)."""
-    from tracker import up
+    from tracker import retention_cli, up
 
     parser = subparsers.add_parser("up", help="start Encore on this machine")
     up.add_arguments(parser)
@@ -40,6 +40,8 @@ def register(subparsers) -> None:
     create.add_argument("slug")
     create.add_argument("--owner", help="a user's name; the first superuser without it")
     create.add_argument("--name", default="")
+    retention_cli.add_retention(_verb, subparsers)
+    retention_cli.add_gc(_verb, subparsers)
 
 
 def _verb(subparsers, name: str, help: str, function) -> argparse.ArgumentParser:

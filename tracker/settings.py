@@ -186,6 +186,11 @@ ENCORE_S3 = {
     "region": os.environ.get("ENCORE_S3_REGION", "us-east-1"),
     "prefix": os.environ.get("ENCORE_S3_PREFIX", ""),
 }
+ENCORE_COLD = {
+    "store": os.environ.get("ENCORE_COLD_STORE", ""),
+    "bucket": os.environ.get("ENCORE_COLD_S3_BUCKET", ""),
+    "class": os.environ.get("ENCORE_COLD_S3_CLASS", ""),
+}
 ENCORE_TRASH_DAYS = 7
 ENCORE_SILENT_SECONDS = int(os.environ.get("ENCORE_SILENT_SECONDS", "60"))
 """A run whose sender said nothing for so long is crashed."""

@@ -5,7 +5,7 @@ from django.core.management import call_command
 
 from tracker import queue
 from tracker.models import Reproduction
-from tracker.services import accounts, compaction, jobs, liveness, merging, runs, stitched, summaries
+from tracker.services import accounts, compaction, freeing, jobs, liveness, merging, retention, stitched, summaries
 
 
 @shared_task(name="tracker.mark_silent_runs")
@@ -53,8 +53,13 @@ def sweep_blocks():
 
 @shared_task(name="tracker.empty_trash")
 def empty_trash():
-    runs.purge_trash()
-    compaction.sweep_orphans()
+    freeing.empty_trash()
+
+
+@shared_task(name="tracker.retain")
+def retain():
+    """Once more than the beat asks would be harmless: a rule does its work on a run once."""
+    retention.apply(seconds=60)
 
 
 @shared_task(name="tracker.forget")

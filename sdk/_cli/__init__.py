@@ -14,7 +14,15 @@ from ..errors import EncoreError
 
 OWN = ("sync", "status", "login", "run", "relay", "doctor")
 QUERIES = ("runs", "history", "reproduce", "preflight", "export")
-ELSEWHERE = {"up": "server", "user": "server", "token": "server", "project": "server", "worker": "runner"}
+ELSEWHERE = {
+    "up": "server",
+    "user": "server",
+    "token": "server",
+    "project": "server",
+    "retention": "server",
+    "gc": "server",
+    "worker": "runner",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -77,6 +77,30 @@ _PLAIN = {
             answer={"application/vnd.encore.history": {"schema": _BYTES}},
         )
     },
+    "/api/v1/export/parquet": {
+        "get": _plain(
+            "export_parquet",
+            "Runs at full resolution as a tar of Parquet files (docs/export.md).",
+            parameters=tuple(
+                _parameter(name, "query", required=False) for name in ("project", "filter", "state", "archived", "runs", "keys")
+            ),
+            answer={"application/x-tar": {"schema": _BYTES}},
+        ),
+        "post": _plain(
+            "export_parquet_since",
+            "The same, without the runs whose marks are sent along.",
+            body={"application/json": {"schema": _OBJECT}},
+            answer={"application/x-tar": {"schema": _BYTES}},
+        ),
+    },
+    "/api/v1/export/runs/{id}.parquet": {
+        "get": _plain(
+            "export_run_parquet",
+            "All points of one run as one Parquet file (docs/export.md).",
+            parameters=({**_parameter("id", "path"), "schema": _ID}, _parameter("keys", "query", required=False)),
+            answer={"application/vnd.apache.parquet": {"schema": _BYTES}},
+        )
+    },
     "/api/v1/ingest/writers/{writer_id}/batches": {
         "post": _plain(
             "append_batch",

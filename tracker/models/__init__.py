@@ -10,6 +10,7 @@ from tracker.models.media import Media
 from tracker.models.metric import MetricBlock, MetricKeyset, MetricSegment, MetricSummary, MetricTrash, StaleSummary
 from tracker.models.project import Membership, Project
 from tracker.models.reproduction import Reproduction
+from tracker.models.retention import RetentionDone, RetentionRule
 from tracker.models.run import Run
 from tracker.models.token import LoginLink, Token
 from tracker.models.user import User
@@ -18,6 +19,7 @@ from tracker.models.writer import Writer
 
 __all__ = [
     "Attempt", "Blob", "Event", "Job", "JobLog", "JobStep", "KeyDefinition", "LogChunk", "LoginLink", "Media", "Membership",
-    "MetricBlock", "MetricKeyset", "MetricSegment", "MetricSummary", "MetricTrash", "Project", "Reproduction", "Run", "RunValue",
+    "MetricBlock", "MetricKeyset", "MetricSegment", "MetricSummary", "MetricTrash", "Project", "Reproduction",
+    "RetentionDone", "RetentionRule", "Run", "RunValue",
     "StaleSummary", "Token", "User", "Worker", "Writer",
 ]  # fmt: skip

@@ -168,6 +168,11 @@ def request_stop(*, user: User, run: Run) -> Run:
 def delete(*, user: User, run: Run) -> None:
     """To the trash: out of every list at once, gone for good after ENCORE_TRASH_DAYS. Late batches are told 410."""
     require_editor(user=user, run=run)
+    to_trash(run)
+
+
+def to_trash(run: Run) -> None:
+    """``delete`` without asking who: retention's rules were set by somebody who may."""
     now = timezone.now()
     Run.objects.filter(pk=run.pk, deleted_at=None).update(deleted_at=now)
     lineage.deleted(run)

@@ -9,15 +9,39 @@ from django.conf import settings
 
 from tracker.store.backends.base import Backend, BadKey, MissingObject
 
-__all__ = ["BadKey", "MissingObject", "blob_store", "random_key"]
+__all__ = ["COLD", "BadKey", "MissingObject", "blob_store", "has_cold", "random_key"]
+
+COLD = "cold"
+"""Keys below this lie in the cold store, if the instance has one."""
 
 
 def blob_store() -> Backend:
     """The instance's store; the same object each time, safe to use from many threads."""
-    return _store(settings.ENCORE_S3["bucket"], tuple(sorted(settings.ENCORE_S3.items())), str(settings.ENCORE_STORE))
+    hot = _store(settings.ENCORE_S3["bucket"], tuple(sorted(settings.ENCORE_S3.items())), str(settings.ENCORE_STORE))
+    return _tiered(hot, _cold()) if has_cold() else hot
+
+
+def has_cold() -> bool:
+    told = settings.ENCORE_COLD
+    return bool(told["bucket"] or told["class"]) if settings.ENCORE_S3["bucket"] else bool(told["store"])
+
+
+def _cold() -> Backend:
+    told = settings.ENCORE_COLD
+    if not settings.ENCORE_S3["bucket"]:
+        return _store("", (), told["store"])
+    s3 = {**settings.ENCORE_S3, "bucket": told["bucket"] or settings.ENCORE_S3["bucket"], "class": told["class"]}
+    return _store(s3["bucket"], tuple(sorted(s3.items())), "")
 
 
 @functools.lru_cache(4)
+def _tiered(hot: Backend, cold: Backend) -> Backend:
+    from tracker.store.backends.tiered import Tiered
+
+    return Tiered(hot, cold, f"{COLD}/")
+
+
+@functools.lru_cache(8)
 def _store(bucket: str, s3: tuple, folder: str) -> Backend:
     if bucket:
         from tracker.store.backends.s3 import S3

@@ -29,6 +29,11 @@ MATRIX = {
     ("PATCH", "projects/<str:slug>"): {"owner"},
     ("GET", "projects/<str:slug>/members"): READ,
     ("PUT", "projects/<str:slug>/members"): {"owner"},
+    ("GET", "projects/<str:slug>/retention"): READ,
+    ("PUT", "projects/<str:slug>/retention"): {"owner"},
+    ("GET", "projects/<str:slug>/retention/preview"): {"owner"},
+    ("GET", "retention"): set(),  # superusers alone
+    ("PUT", "retention"): set(),
     ("GET", "runs"): PERSON,
     ("GET", "runs/<str:id>"): READ,
     ("PATCH", "runs/<str:id>"): EDIT,
@@ -37,6 +42,7 @@ MATRIX = {
     ("GET", "runs/<str:id>/ranks"): READ,
     ("GET", "runs/<str:id>/stacks"): READ,
     ("POST", "runs/<str:id>/stacks"): set(),  # nobody: this run is over
+    ("GET", "runs/<str:id>/size"): READ,
     ("GET", "runs/<str:id>/keys"): READ,
     ("GET", "runs/<str:id>/history"): READ,
     ("GET", "runs/<str:id>/logs"): READ,
@@ -55,6 +61,9 @@ MATRIX = {
     ("POST", "runs/<str:id>/reproductions"): EDIT,
     ("GET", "export/runs"): PERSON,
     ("POST", "export/history"): PERSON,
+    ("GET", "export/parquet"): PERSON,
+    ("POST", "export/parquet"): PERSON,
+    ("GET", "export/runs/<str:id>.parquet"): READ,
     ("POST", "series"): PERSON,  # a stranger is answered no series
     ("GET", "blobs/<str:digest>"): READ | {"job"},
     ("GET", "reproductions"): PERSON,
@@ -133,7 +142,7 @@ def request_of(method: str, route: str, who: str, reproduction: Reproduction, di
     writer = reproduction.original.writers.first()
     path = route.replace("<str:slug>", "vision").replace("<str:digest>", digest).replace("<str:writer_id>", writer.id)
     path = path.replace("<str:number>", "999999999")
-    if path.startswith("runs/"):
+    if path.startswith(("runs/", "export/runs/")):
         path = path.replace("<str:id>", reproduction.original_id)
     path = path.replace("<str:id>", {"tokens": new_id(), "jobs": reproduction.job_id}.get(path.partition("/")[0], reproduction.id))
     kind, body = "application/json", {}
@@ -142,6 +151,8 @@ def request_of(method: str, route: str, who: str, reproduction: Reproduction, di
         "projects": {"slug": f"new-{who}"},
         "projects/<str:slug>/members": {"members": [{"user": name, "role": role} for name, role in MEMBERS]},
         "export/history": {"keys": ["a"]},
+        "projects/<str:slug>/retention": {"rules": []},
+        "retention": {"rules": []},
         "series": {"runs": [reproduction.original_id], "keys": ["a"]},
         "ingest/writers": writer_json(run),
         "ingest/heartbeats": {"run": run, "writers": []},

@@ -22,11 +22,12 @@ _MISSING = {"404", "NoSuchKey", "NotFound"}
 
 
 class S3:
-    """``settings``: endpoint ("" for AWS), bucket, access_key, secret_key, region, prefix."""
+    """``settings``: endpoint ("" for AWS), bucket, access_key, secret_key, region, prefix, class (of storage; the bucket's own without)."""
 
     def __init__(self, settings: dict[str, str]) -> None:
         self.bucket = settings["bucket"]
         self.prefix = settings.get("prefix", "").strip("/")
+        self.more = {"ChecksumAlgorithm": "CRC32"} | ({"StorageClass": settings["class"]} if settings.get("class") else {})
         self.client = boto3.client(
             "s3",
             endpoint_url=settings.get("endpoint") or None,
@@ -52,12 +53,12 @@ class S3:
         name = self._name(key)
         if isinstance(data, bytes | bytearray | memoryview):
             if len(data) <= PART_BYTES:
-                self.client.put_object(Bucket=self.bucket, Key=name, Body=bytes(data), ChecksumAlgorithm="CRC32")
+                self.client.put_object(Bucket=self.bucket, Key=name, Body=bytes(data), **self.more)
                 return len(data)
             data = io.BytesIO(data)
         counted = _Counted(data)
         # A multipart upload appears whole when it completes; boto3 aborts it when a part fails.
-        self.client.upload_fileobj(counted, self.bucket, name, Config=self.transfer, ExtraArgs={"ChecksumAlgorithm": "CRC32"})
+        self.client.upload_fileobj(counted, self.bucket, name, Config=self.transfer, ExtraArgs=self.more)
         return counted.total
 
     def _get(self, key: str, **more):

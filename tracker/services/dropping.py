@@ -1,0 +1,152 @@
+"""Taking points of some keys, or console lines, away from a run for good.
+
+Blocks are immutable: one that holds such a key is written anew without it, and the old one goes to the trash, in one commit. What the
+points amounted to (last, min, max, mean, count) stays, and an event on the run says what went.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from re import Pattern
+
+import numpy as np
+from django.db import connection, transaction
+from django.utils import timezone
+
+from tracker.domain import lineage
+from tracker.models import Event, LogChunk, MetricBlock, MetricSummary, Run, Writer
+from tracker.services import compaction, export_points, summaries
+from tracker.store import blocks, reading
+from tracker.store.blobs import MissingObject, blob_store, random_key
+from tracker.store.metrics import metric_store
+from tracker.store.wire import Dense
+
+LINES_AT_ONCE = 2_000
+
+
+@dataclass
+class Dropped:
+    points: int = 0
+    bytes: int = 0
+
+
+def points(run: Run, keys: Sequence[str], *, dry_run: bool = False) -> Dropped:
+    """Drop every point of ``keys`` (names or globs) of a run that is over. Of a run with a stitched history only ``system/`` metrics:
+    its summaries are made again from its points."""
+    wanted = export_points.matcher(keys)
+    found = Dropped()
+    if not _logged(run, wanted):
+        return found
+    if not dry_run:
+        while compaction.compact_run(run.id, force=True):
+            pass
+    for attempt in range(100):
+        tried = [_drop_from(block, run, wanted, dry_run) for block in MetricBlock.objects.filter(run_id=run.id).order_by("id")]
+        for each in tried:
+            if each is not None:
+                found.points += each.points
+                found.bytes += each.bytes
+        if None not in tried or dry_run:
+            break
+        time.sleep(0.02 * attempt)  # a block was merged with its neighbours meanwhile: look anew
+    if found.points and not dry_run:
+        _note(run, {"action": "points", "keys": list(keys), "points": found.points, "bytes": found.bytes})
+    return found
+
+
+def _is_dropped(run: Run, key: str, wanted: Pattern[str] | None) -> bool:
+    return (wanted is None or wanted.match(key) is not None) and (not run.is_stitched or lineage.is_measured(key))
+
+
+def _logged(run: Run, wanted: Pattern[str] | None) -> bool:
+    names = set(MetricSummary.objects.filter(run_id=run.id).values_list("key", flat=True).distinct())
+    if len(names) >= summaries.MOST_KEYS or Writer.objects.filter(run_id=run.id, hot_segments__gt=0).exists():
+        names |= set(reading.keys_of(run.id))
+    return any(_is_dropped(run, key, wanted) for key in names)
+
+
+def _drop_from(block: MetricBlock, run: Run, wanted: Pattern[str] | None, dry_run: bool) -> Dropped | None:
+    """What this block loses; None if it is no longer there."""
+    try:
+        directory = blocks.Directory(blob_store().read(block.object_key, 0, blocks.HEAD.size + block.directory_bytes))
+        columns = [n for n in range(len(directory.columns)) if _is_dropped(run, directory.name(n), wanted)]
+        if not columns:
+            return Dropped()
+        entries = directory.columns[columns]
+        lost = int(entries["rows"].astype("i8").sum())
+        if dry_run:
+            rest = set(range(len(directory.columns))) - set(columns)
+            axes = set(entries["axis"].tolist()) - {int(directory.columns[n]["axis"]) for n in rest}
+            shared = sum(b - a for axis in axes for a, b in blocks.axis_spans(directory.axes[axis]))
+            return Dropped(lost, block.bytes if not rest else int(entries["bytes"].astype("i8").sum()) + shared)
+        kept = _without(blob_store().read(block.object_key), set(columns), block) if len(columns) < len(directory.columns) else None
+    except MissingObject:
+        return None
+    if kept is not None and kept.points != block.points - lost:
+        raise RuntimeError(f"block {block.id} would keep {kept.points} of {block.points} points, not all but {lost}; nothing was changed")
+    key = None
+    if kept is not None:
+        key = random_key(block.object_key.rsplit("/", 2)[0], ".block")  # where it lay, in the cold store too
+        blob_store().put(key, kept.data)
+    done = False
+    try:
+        with transaction.atomic():
+            row = MetricBlock.objects.filter(id=block.id, object_key=block.object_key)
+            if kept is None:
+                done = bool(row.delete()[0])
+            else:
+                told = {"points": kept.points, "lo_step": kept.lo_step, "hi_step": kept.hi_step}
+                told |= {"bytes": len(kept.data), "directory_bytes": kept.directory_bytes, "object_key": key}
+                done = bool(row.update(**told))
+            if done:
+                metric_store().discard(block.object_key, timezone.now() + compaction.TRASH)
+    finally:
+        if key is not None and not done:
+            blob_store().delete(key)
+    return Dropped(lost, block.bytes - (len(kept.data) if kept is not None else 0)) if done else None
+
+
+def _without(data: bytes, dropped: set[int], block: MetricBlock) -> blocks.Encoded:
+    """The block with the other columns, each to the bit as it was."""
+    directory, found = blocks.decode(data)
+    by_axis: dict[int, list[tuple[str, blocks.Axis, np.ndarray]]] = {}
+    for column, each in enumerate(found):
+        if column not in dropped:
+            by_axis.setdefault(int(directory.columns[column]["axis"]), []).append(each)
+    frames = []
+    for at, mine in sorted(by_axis.items()):
+        axis = mine[0][1]
+        types = "".join("q" if values.dtype.kind == "i" else "d" for _, _, values in mine)
+        matrix = np.stack([np.ascontiguousarray(values).view("<i8") for _, _, values in mine])
+        # Each axis under a name of its own: two of them may have the same keys left, and must not become one.
+        frames.append(Dense(str(at), types, tuple(key for key, _, _ in mine), axis.records, axis.steps, axis.times, matrix, False))
+    return blocks.encode(directory.writer, block.first, block.last, frames)
+
+
+def logs(run: Run, *, dry_run: bool = False) -> Dropped:
+    """Drop the console lines of a run that is over."""
+    rows = LogChunk.objects.filter(run_id=run.id)
+    if dry_run:
+        return Dropped(0, log_bytes(run.id))
+    found = Dropped()
+    while ids := list(rows.order_by("id").values_list("id", flat=True)[:LINES_AT_ONCE]):
+        with transaction.atomic():
+            found.bytes += log_bytes(run.id, ids[-1])
+            rows.filter(id__lte=ids[-1]).delete()
+    if found.bytes:
+        _note(run, {"action": "logs", "bytes": found.bytes})
+    return found
+
+
+def log_bytes(run_id: str, upto: int = 2**62) -> int:
+    """UTF-8 bytes of a run's console lines."""
+    size = "OCTET_LENGTH(text)" if connection.vendor == "postgresql" else "LENGTH(CAST(text AS BLOB))"
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT COALESCE(SUM({size}), 0) FROM tracker_logchunk WHERE run_id = %s AND id <= %s", [run_id, upto])  # noqa: S608
+        return int(cursor.fetchone()[0])
+
+
+def _note(run: Run, data: dict) -> None:
+    Event.objects.create(run=run, name="retention", time_us=time.time_ns() // 1000, data=data)
