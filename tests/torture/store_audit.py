@@ -32,12 +32,10 @@ def audit(order: dict) -> dict:
     if order.get("finish"):
         summaries.summarise_due()
         compaction.compact_run(order["run"], force=True)
-        later = timezone.now() + timedelta(days=1000)
         MetricTrash.objects.update(delete_after=timezone.now() - timedelta(days=1))
         while compaction.sweep_trash():
             pass
         found["orphans"] = compaction.sweep_orphans(older_than=timedelta(days=-1))
-        del later
         reading.forget()
         _look(order, ledger, found)
         for writer in Writer.objects.filter(run_id=order["run"]):
@@ -71,7 +69,9 @@ def _look(order: dict, ledger: StoreLedger, found: dict) -> None:
         if back:
             _note(found, "lost", f"{back} answers to writer {writer_id} took an acknowledgement back", back)
         if writer.next < acknowledged:
-            _note(found, "lost", f"writer {writer_id} stands at {writer.next}, {acknowledged} were acknowledged", acknowledged - writer.next)
+            _note(
+                found, "lost", f"writer {writer_id} stands at {writer.next}, {acknowledged} were acknowledged", acknowledged - writer.next
+            )
         if writer.next > sent:
             _note(found, "phantom", f"writer {writer_id} stands at {writer.next}, {sent} were sent", writer.next - sent)
         found["records"] += writer.next
@@ -87,10 +87,7 @@ def _compare(found: dict, where: str, wanted: Points, column: reading.Column | N
             _note(found, "lost", f"no {where}", len(wanted.records))
         return
     records = column.records.astype("i8")
-    if column.bits is not None:
-        bits = column.bits.view("u8")
-    else:
-        bits = column.values.view("u8")
+    bits = (column.values if column.bits is None else column.bits).view("u8")
     found["points"] += len(records)
     same = len(records) == len(wanted.records) and np.array_equal(records, wanted.records)
     if not same:

@@ -20,12 +20,13 @@ from tests.torture.house import until
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
+PROCESSES = 2  # of web, and as many of maintenance
 
 
 class StoreHouse:
-    """`database` None is SQLite below `folder`; `s3` None is the folder store there. `web` processes share database and store."""
+    """`database` None is SQLite below `folder`; `s3` None is the folder store there. All its processes share both."""
 
-    def __init__(self, folder: Path, database: str | None = None, s3: dict[str, str] | None = None, web: int = 2, maintenance: int = 2) -> None:
+    def __init__(self, folder: Path, database: str | None = None, s3: dict[str, str] | None = None) -> None:
         self.folder, self.home = folder, folder / "home"
         self.home.mkdir(parents=True, exist_ok=True)
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("ENCORE_", "PYTEST", "DJANGO_", "DATABASE_URL"))}
@@ -45,12 +46,12 @@ class StoreHouse:
             )  # fmt: skip
         self._lock = threading.Lock()
         self.token = self._told()["token"]
-        self.ports = [free_port() for _ in range(web)]
+        self.ports = [free_port() for _ in range(PROCESSES)]
         self.webs: dict[int, int] = {}  # port -> pid
         self.maintainers: list[int] = []
         for port in self.ports:
             self.start_web(port)
-        for _ in range(maintenance):
+        for _ in range(PROCESSES):
             self.start_maintenance()
 
     def _told(self) -> dict:

@@ -1,4 +1,4 @@
-"""A PostgreSQL of the test's own that is killed: one backend, the postmaster, the whole cluster in one instant, or an immediate shutdown."""
+"""A PostgreSQL of the test's own that is killed: one backend, the postmaster, all of it in one instant, or an immediate shutdown."""
 
 from __future__ import annotations
 
@@ -35,7 +35,17 @@ class Cluster:
             self._as_user = [
                 "setpriv", "--pdeathsig=KILL", f"--reuid={user}", f"--regid={services._group_of(user)}", "--clear-groups", "--",
             ]  # fmt: skip
-        initdb = [services.postgres_program("initdb"), "-D", str(self.data), "-U", "encore", "--auth=trust", "--encoding=UTF8", "--locale=C", "-N"]
+        initdb = [
+            services.postgres_program("initdb"),
+            "-D",
+            str(self.data),
+            "-U",
+            "encore",
+            "--auth=trust",
+            "--encoding=UTF8",
+            "--locale=C",
+            "-N",
+        ]
         with self.log.open("ab") as output:
             subprocess.run([*self._as_user, *initdb], check=True, stdout=output, stderr=output, cwd="/")
         self.process: subprocess.Popen[bytes] | None = None

@@ -79,7 +79,9 @@ class Load:
         for rank in range(WRITERS):
             for key in "xi":
                 assert until(lambda rank=rank, key=key: last.look(rank, key) or last.wrong, 120), self.house.said()
-        found = self.house.order(do="audit", finish=True, **{name: self.spec[name] for name in ("ledger", "slots", "run", "writers", "first_slot")})
+        found = self.house.order(
+            do="audit", finish=True, **{name: self.spec[name] for name in ("ledger", "slots", "run", "writers", "first_slot")}
+        )
         assert not found.get("failed"), self.house.said()
         account = Account(acknowledged=found["acknowledged"], unknown=found["records"] - found["acknowledged"])
         for kind in ("lost", "doubled", "altered", "reordered", "phantom"):

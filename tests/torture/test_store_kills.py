@@ -80,7 +80,8 @@ def besiege(house: StoreHouse, kills: int, seed: int, cluster: Cluster | None = 
 
 
 def told(seen: Counter, dead: Counter) -> str:
-    return f"{seen['answers']:,} answers to readers, none short of one before; {dead['writers']} SIGKILLs of the writers; {seen['again']} batches sent again"
+    answers = f"{seen['answers']:,} answers to readers, none short of one before"
+    return f"{answers}; {dead['writers']} SIGKILLs of the writers; {seen['again']} batches sent again"
 
 
 @pytest.mark.parametrize("database", ["sqlite", "postgres"])

@@ -16,8 +16,8 @@ from django.utils import timezone
 from tracker.domain.lifecycle import RunState
 from tracker.models import MetricBlock, MetricTrash, Run, Writer
 from tracker.services import summaries
-from tracker.store import blocks, rows
-from tracker.store.blobs import blob_store, random_key
+from tracker.store import blocks, reserved, rows
+from tracker.store.blobs import blob_store
 from tracker.store.metrics import SegmentHead, metric_store
 
 SMALL_BYTES = 65536
@@ -90,18 +90,18 @@ def _compact_writer(run_id: str, writer_id: str, *, force: bool) -> int:
     block = blocks.encode(writer_id, heads[0].first, heads[-1].last, [frame for batch in batches for frame in batch.frames])
     if block.points != sum(head.points for head in heads):
         raise RuntimeError(f"a block of writer {writer_id} holds {block.points} points of {sum(head.points for head in heads)}; not stored")
-    object_key = random_key(f"blocks/{run_id}", ".block")
-    blob_store().put(object_key, block.data)
-    moved = False
+    object_key = reserved.put(f"blocks/{run_id}", ".block", block.data)
     try:
         with transaction.atomic(), rows.cursor() as cursor:
             moved = store.move_to_block(
                 cursor, run=run_id, writer=writer_id, was_upto=writer.upto, heads=heads, block=block, object_key=object_key
             )
-    finally:
-        if not moved:
-            blob_store().delete(object_key)
-    return int(moved)
+        if not moved:  # another one was faster; after a failure, whose outcome may be unknown, the object waits in the trash
+            reserved.drop(object_key)
+        return int(moved)
+    except reserved.Swept as problem:
+        log.warning("a block will be made again", writer=writer_id, problem=str(problem))
+        return 0
 
 
 def _is_due(run_id: str, writer: Writer, heads: list[SegmentHead]) -> bool:
@@ -157,14 +157,8 @@ def discard_blocks(run_id: str) -> int:
 
 
 def sweep_trash(limit: int = 1000) -> int:
-    """Delete the objects whose time in the trash is over; how many. A row goes after its object, so that a crash repeats, not forgets."""
-    swept = 0
-    for trash in MetricTrash.objects.filter(delete_after__lte=timezone.now()).order_by("delete_after")[:limit]:
-        if not MetricBlock.objects.filter(object_key=trash.object_key).exists():
-            blob_store().delete(trash.object_key)
-            swept += 1
-        trash.delete()
-    return swept
+    """Delete the objects whose time in the trash is over; how many."""
+    return reserved.sweep(limit)
 
 
 def sweep_orphans(older_than: timedelta = ORPHAN) -> int:

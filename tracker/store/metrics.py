@@ -15,7 +15,7 @@ from django.utils import timezone
 
 from tracker.domain.errors import RangeConflict
 from tracker.models import MetricBlock, MetricTrash
-from tracker.store import blocks, rows, wire
+from tracker.store import blocks, reserved, rows, wire
 from tracker.store.inflate import inflate
 
 CACHED_KEYLISTS = 4096
@@ -199,6 +199,7 @@ class MetricStore:
         )
         if cursor.rowcount != 1:
             return False
+        reserved.claim(object_key)
         MetricBlock.objects.create(
             run_id=run, writer_id=writer, first=first, last=last, points=block.points, lo_step=block.lo_step, hi_step=block.hi_step,
             bytes=len(block.data), directory_bytes=block.directory_bytes, object_key=object_key,
