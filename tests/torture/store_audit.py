@@ -54,7 +54,11 @@ def _note(found: dict, what: str, example: str, count: int = 1) -> None:
 
 def _look(order: dict, ledger: StoreLedger, found: dict) -> None:
     writers = {writer.id: writer for writer in Writer.objects.filter(run_id=order["run"])}
-    columns = {(column.rank, column.key): column for column in reading.history([order["run"]], KEYS)}
+    try:
+        columns = {(column.rank, column.key): column for column in reading.history([order["run"]], KEYS)}
+    except Exception as problem:
+        _note(found, "unreadable", f"{type(problem).__name__}: {problem}")
+        columns = {}
     found["acknowledged"] = found["records"] = found["points"] = found["again"] = 0
     for rank, writer_id in enumerate(order["writers"]):
         slot = order["first_slot"] + rank

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
-from tests.torture.store_ledger import BIG, StoreLedger, batch, expected, winners
+from tests.torture.store_ledger import StoreLedger, batch, expected, winners
 
 BROKEN = (OSError, http.client.HTTPException)
 TIMEOUT = 30.0
@@ -175,7 +175,7 @@ class Reader:
         points = json.loads(answer)["points"]
         self.counts["answers"] += 1
         self.counts["points"] += len(points)
-        end = self._end_of(slot, key, points)
+        end = end_of(slot, key, points)
         if end is None:
             self._note(f"{key} of rank {rank}: {len(points)} points that are no state of the writer, {least} records acknowledged")
         elif end < least:
@@ -190,37 +190,32 @@ class Reader:
         if len(self.wrong) < 10:
             self.wrong.append(problem)
 
-    def _end_of(self, slot: int, key: str, points: list[list]) -> int | None:
-        """The number of records whose history this is, exactly; None if it is no such history."""
-        if not points:
-            return 0
-        last = points[-1][0] + 1  # its greatest step is its last record's, or the one before's where that went back
-        for end in (last, last + 1):
-            steps, bits = winners(expected(slot, key, end))
-            if len(steps) != len(points) or [point[0] for point in points] != steps.tolist():
-                continue
-            if key == "i":
-                same = [point[2] for point in points] == bits.view("i8").tolist()
-            else:
-                found = np.array([_number(point[2]) for point in points])
-                wanted = bits.view("f8")
-                nan = np.isnan(wanted)  # JSON has one NaN; its payload is the audit's
-                same = np.array_equal(nan, np.isnan(found)) and np.array_equal(found[~nan].view("u8"), wanted[~nan].view("u8"))
-            if same:
-                return end
-        return None
-
     def stop(self) -> None:
         self._over.set()
         self._thread.join()
         self.client.close()
 
 
-def _number(value) -> float:
-    return float(value)  # "NaN", "Infinity", "-Infinity" as strings
+def end_of(slot: int, key: str, points: list[list]) -> int | None:
+    """The number of records whose history this is, exactly; None if it is no such history."""
+    if not points:
+        return 0
+    last = points[-1][0] + 1  # its greatest step is its last record's, or the one before's where that went back
+    for end in (last, last + 1):
+        steps, bits = winners(expected(slot, key, end))
+        if len(steps) != len(points) or [point[0] for point in points] != steps.tolist():
+            continue
+        if key == "i":
+            same = [point[2] for point in points] == bits.view("i8").tolist()
+        else:
+            found = np.array([float(point[2]) for point in points])
+            wanted = bits.view("f8")
+            nan = np.isnan(wanted)  # JSON has one NaN; its payload is the audit's
+            same = np.array_equal(nan, np.isnan(found)) and np.array_equal(found[~nan].view("u8"), wanted[~nan].view("u8"))
+        if same:
+            return end
+    return None
 
-
-assert BIG  # the readers' integers lie beyond it
 
 if __name__ == "__main__":
     main(sys.argv[1])
