@@ -33,8 +33,7 @@ def audit(order: dict) -> dict:
         summaries.summarise_due()
         compaction.compact_run(order["run"], force=True)
         MetricTrash.objects.update(delete_after=timezone.now() - timedelta(days=1))
-        while compaction.sweep_trash():
-            pass
+        compaction.sweep_trash()
         found["orphans"] = compaction.sweep_orphans(older_than=timedelta(days=-1))
         reading.forget()
         _look(order, ledger, found)

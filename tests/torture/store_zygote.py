@@ -35,7 +35,7 @@ from django.utils import timezone  # noqa: E402
 
 import tracker.wsgi  # noqa: E402, F401 - imported before the fork
 from tests.torture import store_audit  # noqa: E402
-from tracker.services import accounts, compaction, summaries  # noqa: E402
+from tracker.services import accounts, compaction, merging, summaries  # noqa: E402
 from tracker.store import blocks  # noqa: E402, F401
 
 
@@ -69,7 +69,9 @@ def serve(port: int) -> None:
 def hurried() -> None:
     """Triggers that come after moments instead of minutes; a reader is given a second to find its objects."""
     compaction.SMALL_BYTES, compaction.SEGMENTS, compaction.BYTES, compaction.SECONDS = 4096, 8, 65536, 1
-    compaction.TRASH = timedelta(seconds=1)
+    merging.TRASH = timedelta(seconds=1)
+    merging.FAN, merging.QUIET = 4, timedelta(seconds=1)
+    merging.FULL_ROWS, merging.FULL_POINTS = 5000, 10_000
 
 
 def maintain(pause: float) -> None:
@@ -77,7 +79,7 @@ def maintain(pause: float) -> None:
     hurried()
     chance = random.Random()
     while True:
-        for act in (summaries.summarise_due, compaction.run_due, *MORE, compaction.sweep_trash, sweep_orphans):
+        for act in (summaries.summarise_due, compaction.run_due, merging.merge_due, compaction.sweep_trash, sweep_orphans):
             try:
                 act()
             except Exception:
@@ -85,9 +87,6 @@ def maintain(pause: float) -> None:
                 connections.close_all()
                 time.sleep(0.05)
         time.sleep(pause * chance.random())
-
-
-MORE: list = []
 
 
 def sweep_orphans() -> None:

@@ -12,7 +12,7 @@ from datetime import timezone as zones
 import structlog
 from django.utils import timezone
 
-from tracker.models import MetricBlock, MetricTrash
+from tracker.models import MetricTrash
 from tracker.store.blobs import blob_store, random_key
 
 UNCLAIMED = timedelta(hours=24)
@@ -44,30 +44,16 @@ def claim(object_key: str) -> None:
         raise Swept(f"{object_key} was swept before its row came; nothing was moved")
 
 
-def sweep(limit: int = 1000) -> int:
-    """Delete the objects whose time in the trash is over; how many. A row goes after its object, so that a crash repeats, not forgets."""
-    due = list(MetricTrash.objects.filter(delete_after__lte=timezone.now()).order_by("delete_after").values_list("pk", flat=True)[:limit])
-    # Committed before the first object goes. A claim in flight holds its row's lock: it is waited for, and its row is gone then.
-    MetricTrash.objects.filter(pk__in=due).update(delete_after=DOOMED)
-    swept = 0
-    for trash in MetricTrash.objects.filter(pk__in=due, delete_after=DOOMED):
-        try:
-            swept += _delete(trash)
-        except Exception:  # the others do not wait for it; it stays, and is tried again
-            log.exception("an object could not be deleted", object=trash.object_key)
-    return swept
-
-
 def drop(object_key: str) -> None:
-    """Delete an object that was put and is not wanted, now. Only after a claim that surely did not commit."""
-    MetricTrash.objects.filter(object_key=object_key).update(delete_after=DOOMED)
-    for trash in MetricTrash.objects.filter(object_key=object_key):
-        _delete(trash)
+    """Delete an object that was put and is not wanted, now. Only after a claim that surely did not commit.
 
-
-def _delete(trash: MetricTrash) -> int:
-    is_read = MetricBlock.objects.filter(object_key=trash.object_key).exists()  # no row should be in both; one that is read stays
-    if not is_read:
-        blob_store().delete(trash.object_key)
-    trash.delete()
-    return int(not is_read)
+    Where the store is away it stays doomed: the next sweep takes it.
+    """
+    mine = MetricTrash.objects.filter(object_key=object_key)
+    mine.update(delete_after=DOOMED)
+    try:
+        blob_store().delete(object_key)
+    except Exception:
+        log.exception("an object stays until the next sweep", object=object_key)
+    else:
+        mine.delete()
