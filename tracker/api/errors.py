@@ -11,7 +11,8 @@ from django.http import Http404, JsonResponse
 from rest_framework import exceptions as drf
 from rest_framework.response import Response
 
-from tracker.domain.errors import EncoreError, Forbidden, Invalid, NotFound, TooLarge, Unauthenticated
+from tracker.domain.errors import EncoreError, Forbidden, Invalid, NotFound, TooLarge, Unauthenticated, Unavailable
+from tracker.store.away import database_is_away, store_is_away
 
 log = structlog.get_logger()
 
@@ -38,6 +39,12 @@ def named(error: Exception) -> EncoreError | None:
         return named_error
     if type(error).__name__ == "RequestDataTooBig":
         return TooLarge()
+    if database_is_away(error):
+        log.warning("the database did not answer", problem=str(error))
+        return Unavailable("The database cannot answer just now (locked, full or restarting): ask again.", retry_after=2)
+    if store_is_away(error):
+        log.warning("the object store did not answer", problem=str(error))
+        return Unavailable("The object store cannot answer just now: ask again.", retry_after=5)
     return None
 
 

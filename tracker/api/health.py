@@ -6,6 +6,8 @@ from django.db import connection
 from django.http import JsonResponse
 from django.views.decorators.http import require_safe
 
+from tracker.api.errors import answering
+
 try:
     _VERSION = version("encore-tracker")
 except PackageNotFoundError:  # run from a checkout that was not installed
@@ -13,6 +15,7 @@ except PackageNotFoundError:  # run from a checkout that was not installed
 
 
 @require_safe
+@answering
 def healthz(request):
     with connection.cursor() as cursor:
         cursor.execute("SELECT 1")

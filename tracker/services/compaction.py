@@ -1,6 +1,6 @@
 """Moving what is hot into blocks (docs/metric-store.md). What becomes of blocks: services/merging.py; what nobody needs: sweeping.py.
 
-A crash at any point loses nothing: an object without a row is an orphan, found by listing; segments go in the same commit that
+A crash at any point loses nothing: an object without a row is in the trash (store/reserved.py); segments go in the same commit that
 brings the block's row.
 """
 
@@ -13,14 +13,14 @@ from datetime import timedelta
 import structlog
 from django.conf import settings
 from django.db import connection, transaction
+from django.db.models import Q
 from django.utils import timezone
 
 from tracker.domain.lifecycle import RunState
 from tracker.models import Run, Writer
 from tracker.services import backpressure, blocked, merging, summaries
 from tracker.services.sweeping import discard_blocks, sweep_orphans, sweep_trash
-from tracker.store import blocks, rows
-from tracker.store.blobs import blob_store, random_key
+from tracker.store import blocks, reserved, rows
 from tracker.store.metrics import DamagedSegment, SegmentHead, metric_store
 
 __all__ = ["compact_run", "discard_blocks", "due_runs", "is_spread", "run_due", "sweep_orphans", "sweep_trash"]
@@ -35,6 +35,8 @@ BLOCK_POINTS = 2_000_000
 LOOSE_WEIGHT = 6
 LEASE_SECONDS = 120
 """So long one worker has a writer for itself. A block takes a second; should a worker take longer, the swap of ``upto`` decides."""
+FAR_SECONDS = 2 * 86400
+"""``compact_after`` is never set so far ahead (blocked.MOST): it comes from a process whose clock was wrong, and binds nobody."""
 FAILED_SECONDS = 10
 FAILURES = 3
 """So many in a row are not the writers' fault: the store or the database is away, and the round ends."""
@@ -91,8 +93,8 @@ def is_spread() -> bool:
 def _candidates(run_id: str | None = None) -> list[tuple[str, str]]:
     """(writer, run) of all that wait with more than a little, largest first, but those that a worker has or that failed just now."""
     # The number stands in the text so that SQLite can prove that the partial index serves.
-    sql = f"SELECT id, run_id FROM tracker_writer WHERE hot_bytes >= {SMALL_BYTES} AND (compact_after IS NULL OR compact_after <= %s)"  # noqa: S608
-    args = [_ago(0)]
+    sql = f"SELECT id, run_id FROM tracker_writer WHERE hot_bytes >= {SMALL_BYTES} "  # noqa: S608
+    sql, args = sql + "AND (compact_after IS NULL OR compact_after <= %s OR compact_after > %s)", [_ago(0), _ago(-FAR_SECONDS)]
     if run_id is not None:
         sql, args = sql + " AND run_id = %s", [*args, run_id]
     with rows.cursor() as cursor:
@@ -139,8 +141,9 @@ def _round(candidates: list[tuple[str, str]], until: float) -> int:
 
 def _take(writer_id: str) -> bool:
     """Keep other workers off this writer for a while; False if one of them has it."""
-    free = Writer.objects.filter(id=writer_id, compact_after=None) | Writer.objects.filter(id=writer_id, compact_after__lte=timezone.now())
-    return free.update(compact_after=timezone.now() + timedelta(seconds=LEASE_SECONDS)) == 1
+    now = timezone.now()
+    is_free = Q(compact_after=None) | Q(compact_after__lte=now) | Q(compact_after__gt=now + timedelta(seconds=FAR_SECONDS))
+    return Writer.objects.filter(is_free, id=writer_id).update(compact_after=now + timedelta(seconds=LEASE_SECONDS)) == 1
 
 
 def _leave(writer_id: str, seconds: float = 0) -> None:
@@ -193,18 +196,18 @@ def _move(run_id: str, writer: Writer, heads: list[SegmentHead]) -> int:
     points = sum(head.points for head in chosen)
     if block.points != points:
         raise DamagedSegment(f"of writer {writer.id}: the block would hold {block.points} points of {points}; not stored")
-    object_key = random_key(f"blocks/{run_id}", ".block")
-    moved = False
+    object_key = reserved.put(f"blocks/{run_id}", ".block", block.data)
+    tier = merging.FULL if merging.is_full(block) else 0
     try:
-        blob_store().put(object_key, block.data)
         with transaction.atomic(), rows.cursor() as cursor:
-            tier = merging.FULL if merging.is_full(block) else 0
             moved = store.move_to_block(
                 cursor, run=run_id, writer=writer.id, was_upto=writer.upto, heads=chosen, block=block, object_key=object_key, tier=tier
             )
-    finally:
-        if not moved:
-            merging.take_back(object_key)
+    except reserved.Swept as problem:
+        log.warning("a block will be made again", run=run_id, writer=writer.id, problem=str(problem))
+        return 0
+    if not moved:  # another one was faster; after a failure, whose outcome may be unknown, the trash has the object
+        reserved.drop(object_key)
     return int(moved)
 
 

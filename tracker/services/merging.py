@@ -19,8 +19,8 @@ from tracker.domain.lifecycle import RunState
 from tracker.models import MetricBlock
 from tracker.services import blocked
 from tracker.services.sweeping import TRASH
-from tracker.store import blocks, joining, rows
-from tracker.store.blobs import MissingObject, blob_store, random_key
+from tracker.store import blocks, joining, reserved, rows
+from tracker.store.blobs import MissingObject, blob_store
 from tracker.store.metrics import metric_store
 
 FAN = 8
@@ -93,14 +93,6 @@ def merge_due(seconds: float = 60) -> int:
             except Exception:
                 log.exception("merging failed, it will be tried again", run=run_id, writer=writer_id)
     return made
-
-
-def take_back(object_key: str) -> None:
-    """Delete an object whose row was not committed. What cannot be deleted now is an orphan, swept later."""
-    try:
-        blob_store().delete(object_key)
-    except Exception as problem:
-        log.warning("an object without a row stays until the sweep", object=object_key, problem=str(problem))
 
 
 # -- which -----------------------------------------------------------------------------------------------------------------------------
@@ -178,24 +170,20 @@ def _merge(chosen: list[MetricBlock], tier: int) -> int:
     except blocks.DamagedBlock as problem:
         return _set_aside(chosen, parts, str(problem))
     del parts
-    object_key = random_key(f"blocks/{run_id}", ".block")
     if is_full(block) or len(chosen) < len(whole):
         tier = FULL
-    merged = False
+    object_key = reserved.put(f"blocks/{run_id}", ".block", block.data)
     try:
-        blob_store().put(object_key, block.data)
         with transaction.atomic():
             if not metric_store().replace_blocks(chosen, block, object_key=object_key, tier=tier, delete_after=timezone.now() + TRASH):
                 raise _Overtaken
-        merged = True
     except _Overtaken:
+        reserved.drop(object_key)
         return 0
-    except OperationalError as problem:  # two merges of overlapping blocks: the database let one go first
+    except (OperationalError, reserved.Swept) as problem:  # two merges of overlapping blocks: the database let one go first
+        # Whether a commit was done is not known where the connection broke: the object stays, and the trash has it.
         log.info("a merge gave way", run=run_id, writer=writer_id, problem=str(problem))
         return 0
-    finally:
-        if not merged:
-            take_back(object_key)
     return 1
 
 

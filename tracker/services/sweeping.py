@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -11,6 +12,7 @@ from django.db.models import Sum
 from django.utils import timezone
 
 from tracker.models import MetricBlock, MetricTrash
+from tracker.store import reserved
 from tracker.store.blobs import blob_store
 from tracker.store.metrics import metric_store
 
@@ -20,8 +22,6 @@ ORPHAN = timedelta(hours=24)
 """An object without a row is an orphan after so long; a compaction takes seconds."""
 AT_ONCE = 500
 THREADS = 8
-AGAIN = timedelta(minutes=10)
-"""When a deletion that failed is tried again: the others do not wait behind it."""
 log = structlog.get_logger()
 
 
@@ -39,23 +39,31 @@ def discard_blocks(run_id: str) -> tuple[int, int]:
 def sweep_trash(seconds: float = 60) -> int:
     """Delete the objects whose time in the trash is over, for at most ``seconds``; how many.
 
-    A row goes after its object, so that a crash repeats, not forgets; a deletion that fails leaves its row for later.
+    They are doomed first, in a commit of its own (store/reserved.py), and a row goes after its object: a crash repeats, not forgets.
     """
     until = time.monotonic() + seconds
-    swept = 0
+    # What a crash or a failing store left, by chance so that nothing waits for good behind what cannot be deleted.
+    swept = _delete_doomed(MetricTrash.objects.filter(delete_after=reserved.DOOMED).order_by("?")[:AT_ONCE])
     while time.monotonic() < until:
-        due = list(MetricTrash.objects.filter(delete_after__lte=timezone.now()).order_by("delete_after")[:AT_ONCE])
-        if not due:
+        due = MetricTrash.objects.filter(delete_after__gt=reserved.DOOMED, delete_after__lte=timezone.now()).order_by("delete_after")
+        ids = list(due.values_list("id", flat=True)[:AT_ONCE])
+        if not ids:
             break
-        used = set(MetricBlock.objects.filter(object_key__in=[each.object_key for each in due]).values_list("object_key", flat=True))
-        gone = _delete([each.object_key for each in due if each.object_key not in used])
-        swept += len(gone)
-        MetricTrash.objects.filter(id__in=[each.id for each in due if each.object_key in gone or each.object_key in used]).delete()
-        if failed := [each.id for each in due if each.object_key not in gone and each.object_key not in used]:
-            MetricTrash.objects.filter(id__in=failed).update(delete_after=timezone.now() + AGAIN)
-            if not gone:
-                break  # the store is away
+        MetricTrash.objects.filter(id__in=ids).update(delete_after=reserved.DOOMED)
+        gone = _delete_doomed(MetricTrash.objects.filter(id__in=ids, delete_after=reserved.DOOMED))
+        swept += gone
+        if not gone:
+            break  # the store is away
     return swept
+
+
+def _delete_doomed(doomed: Iterable[MetricTrash]) -> int:
+    rows = list(doomed)
+    keys = [each.object_key for each in rows]
+    used = set(MetricBlock.objects.filter(object_key__in=keys).values_list("object_key", flat=True))
+    gone = _delete([key for key in keys if key not in used])
+    MetricTrash.objects.filter(id__in=[each.id for each in rows if each.object_key in gone or each.object_key in used]).delete()
+    return len(gone)
 
 
 def sweep_orphans(older_than: timedelta = ORPHAN) -> int:

@@ -15,7 +15,7 @@ from django.utils import timezone
 
 from tracker.domain.errors import EncoreError, RangeConflict
 from tracker.models import MetricBlock, MetricTrash
-from tracker.store import blocks, rows, wire
+from tracker.store import blocks, reserved, rows, wire
 from tracker.store.inflate import inflate
 
 CACHED_KEYLISTS = 4096
@@ -244,6 +244,7 @@ class MetricStore:
         )
         if cursor.rowcount != 1:
             return False
+        reserved.claim(object_key)
         MetricBlock.objects.create(
             run_id=run, writer_id=writer, first=first, last=last, points=block.points, lo_step=block.lo_step, hi_step=block.hi_step,
             bytes=len(block.data), directory_bytes=block.directory_bytes, object_key=object_key, tier=tier,
@@ -267,6 +268,7 @@ class MetricStore:
             return False
         if there.delete()[0] != len(ids):
             return False
+        reserved.claim(object_key)
         MetricBlock.objects.create(
             run_id=old[0].run_id, writer_id=old[0].writer_id, first=min(each.first for each in old), last=max(each.last for each in old),
             points=block.points, lo_step=block.lo_step, hi_step=block.hi_step, bytes=len(block.data),

@@ -38,14 +38,23 @@ class Folder:
                 file.flush()
                 os.fsync(file.fileno())
                 size = file.tell()
-            self._make_folders(target.parent)
-            os.replace(aside, target)
+            self._rename(aside, target)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(aside)
             raise
         _sync_folder(target.parent)
         return size
+
+    def _rename(self, aside: Path, target: Path) -> None:
+        for attempt in range(20):
+            self._make_folders(target.parent)
+            try:
+                os.replace(aside, target)
+                return
+            except FileNotFoundError:  # ``delete`` took the folder, which was empty again
+                if attempt == 19:
+                    raise
 
     def _make_folders(self, folder: Path) -> None:
         missing = []
