@@ -63,7 +63,7 @@ def test_every_fault_of_the_network_in_turn_loses_and_doubles_nothing(house: Hou
                 time.sleep(0.02)
             struck = proxy.struck - before
             assert mode == "down" or struck, mode
-            assert ledger.read(0)[0] > calls, "training stands still"
+            assert until(lambda calls=calls: ledger.read(0)[0] > calls), "training stands still"
             proxy.set("pass")
             connections = proxy.connections
             assert until(lambda connections=connections: proxy.connections > connections), mode  # the sender has come back
