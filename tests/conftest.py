@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import functools
+from pathlib import Path
+from typing import Any
+
 import pytest
 
+ROOT = Path(__file__).parents[1]
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share a fixture of their module go to one worker (``--dist loadgroup``), so that what is dear is built once: an Encore,
-    an environment, a wheel. All others go to whoever is free."""
-    for item in items:
-        found = getattr(item, "_fixtureinfo", None)
-        if found is None:
-            continue
-        definitions = [each for several in found.name2fixturedefs.values() for each in several]
-        if any(each.scope == "module" and each.baseid.endswith(".py") for each in definitions):
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+
+@functools.cache
+def shares(file: str) -> bool:
+    """Whether a file's tests share a fixture of their own: an Encore, an environment, a wheel, which one worker builds once."""
+    return 'scope="module"' in (ROOT / file).read_text(encoding="utf-8")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """``--dist loadgroup``: each test goes to whoever is free, those of a file that shares something to one worker, and first."""
+    if config.getvalue("dist") != "loadgroup":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return file if shares(file) else nodeid
+
+    return Scheduling(config, log)
