@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -17,13 +19,57 @@ sys.path.insert(0, str(ROOT))
 from tests import services  # noqa: E402
 
 POSTGRES_TESTS = ["tests/tracker"]
+E2E_TESTS = ["tests/e2e", "tests/torture"]
 
 
-def step(name: str, argv: list, env: dict[str, str]) -> tuple[str, int, float]:
-    print(f"\n=== {name}", flush=True)
-    began = time.monotonic()
-    status = subprocess.run([str(part) for part in argv], cwd=ROOT, env=env, stdin=subprocess.DEVNULL, check=False).returncode
-    return name, status, time.monotonic() - began
+Step = tuple[str, list, dict[str, str]]
+WORKERS = max(4, min(8, os.cpu_count() or 1))  # most tests wait for a process that they have started: two of them fill no two cores
+
+
+class Steps:
+    """Lanes of steps side by side. What a step prints comes whole when it ends, so that two do not mix."""
+
+    def __init__(self) -> None:
+        self.done: list[tuple[str, int, float]] = []
+        self._running: list[subprocess.Popen] = []
+        self._over = False
+        self._lock = threading.Lock()
+
+    def run(self, *lanes: list[Step]) -> None:
+        """Returns when all are through; an exception (Ctrl-C, SIGTERM) ends what runs."""
+        threads = [threading.Thread(target=self._lane, args=(lane,), daemon=True) for lane in lanes]
+        for thread in threads:
+            thread.start()
+        try:
+            for thread in threads:
+                while thread.is_alive():
+                    thread.join(0.5)  # so that a signal is heard
+        except BaseException:
+            self._over = True
+            for process in self._running:
+                process.terminate()
+            for process in self._running:
+                process.wait()
+            raise
+
+    def _lane(self, lane: list[Step]) -> None:
+        for name, argv, env in lane:
+            with self._lock:
+                if self._over:
+                    return
+                print(f"    {name} …", flush=True)
+            began = time.monotonic()
+            with tempfile.TemporaryFile() as said:
+                process = subprocess.Popen(
+                    [str(part) for part in argv], cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT
+                )
+                self._running.append(process)
+                status = process.wait()
+                said.seek(0)
+                text = said.read().decode(errors="replace")
+            with self._lock:
+                self.done.append((name, status, time.monotonic() - began))
+                print(f"\n=== {name} ({time.monotonic() - began:.0f} s)\n{text}", flush=True)
 
 
 def main(arguments: list[str]) -> int:
@@ -34,25 +80,26 @@ def main(arguments: list[str]) -> int:
         for name, value in os.environ.items()
         if not name.startswith(("ENCORE_", "DATABASE_URL")) or name.startswith("ENCORE_TEST_")
     }
-    done = [
-        step("ruff check", [BIN / "ruff", "check", "."], env),
-        step("ruff format", [BIN / "ruff", "format", "--check", "."], env),
-        step("import contracts", [BIN / "lint-imports"], env),
-        step("mypy", [BIN / "mypy"], env),
-    ]
+    env["ENCORE_SENDER_NICE"] = "0"  # a sender that steps back behind four workers of pytest would get nothing
     pytest = [BIN / "python", "-m", "pytest", "-q", *arguments]
+    steps = Steps()
     with services.environment() as found:
         env |= found
-        # The whole product and its processes want the machine for themselves, so those tests run alone, after the others.
-        done.append(
-            step(
-                "tests on PostgreSQL",
-                [*pytest, "-n", "2", "-m", "not e2e", *POSTGRES_TESTS],
-                {**env, "DATABASE_URL": found["ENCORE_TEST_POSTGRES"]},
-            )
+        postgres = {**env, "DATABASE_URL": found["ENCORE_TEST_POSTGRES"]}
+        # The whole product and its processes are slow to come up and use little of the machine; so are not the checks and PostgreSQL's
+        # tests. The two databases' tests come after each other: workers of one number share names in Redis and S3.
+        steps.run(
+            [
+                ("ruff check", [BIN / "ruff", "check", "."], env),
+                ("ruff format", [BIN / "ruff", "format", "--check", "."], env),
+                ("import contracts", [BIN / "lint-imports"], env),
+                ("mypy", [BIN / "mypy"], env),
+                ("tests on PostgreSQL", [*pytest, "-n", "2", "-m", "not e2e", *POSTGRES_TESTS], postgres),
+            ],
+            [("end-to-end tests", [*pytest, "-n", "2", "--dist", "loadfile", "-m", "e2e", *E2E_TESTS], env)],
         )
-        done.append(step("end-to-end tests", [*pytest, "-m", "e2e", "tests"], env))
-        done.append(step("tests on SQLite", [*pytest, "-n", "2", "-m", "not e2e", "tests"], env))
+        steps.run([("tests on SQLite", [*pytest, "-n", str(WORKERS), "--dist", "loadgroup", "-m", "not e2e", "tests"], env)])
+    done = steps.done
     print("\n=== all steps")
     for name, status, seconds in done:
         print(f"  {'passed' if status == 0 else 'FAILED'}  {name}  ({seconds:.0f} s)")

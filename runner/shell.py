@@ -131,6 +131,9 @@ class Ended:
     """Why it could not even be started; None if it was."""
 
 
+GRACE_SECONDS = 5.0
+
+
 class Program:
     """The recorded command under its supervisor."""
 
@@ -143,9 +146,12 @@ class Program:
         output: Path,
         view: dict[str, Any] | None = None,
         affinity: Sequence[int] | None = None,
-        grace_seconds: float = 5,
+        grace_seconds: float | None = None,
     ):
-        """``view``: a plan for ``mounts.enter``. ``affinity``: CPUs to run on. ``output`` takes stdout and stderr."""
+        """``view``: a plan for ``mounts.enter``. ``affinity``: CPUs to run on. ``output`` takes stdout and stderr.
+
+        ``grace_seconds``: from SIGTERM to SIGKILL; GRACE_SECONDS unless said.
+        """
         spec = {
             "command": list(command),
             "env": dict(env),
@@ -153,7 +159,7 @@ class Program:
             "output": str(output),
             "view": view,
             "affinity": list(affinity) if affinity else None,
-            "grace_seconds": grace_seconds,
+            "grace_seconds": GRACE_SECONDS if grace_seconds is None else grace_seconds,
         }
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-B", str(Path(__file__).resolve()), "supervise"],

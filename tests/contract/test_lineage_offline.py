@@ -27,7 +27,7 @@ def desk(live_server, transactional_db, tmp_path):
     """A machine with a home of its own; `train` runs a program offline, `encore` a command against the real server."""
     user = accounts.create_user(username="alice")
     _, token = accounts.create_token(user=user, name="test", scopes=["api"])
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("ENCORE_", "PYTEST"))}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("ENCORE_", "PYTEST"))} | {"ENCORE_SENDER_NICE": "0"}
     env = kept | {"ENCORE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "ENCORE_URL": live_server.url, "ENCORE_TOKEN": token}
 
     def run(command: list[str], **more: str) -> str:

@@ -92,6 +92,7 @@ class House:
     def __init__(self, folder: Path):
         self.folder = folder
         self.env = {k: v for k, v in os.environ.items() if not k.startswith(("ENCORE_", "DJANGO_"))} | {"ENCORE_HOME": str(folder / "home")}
+        self.env["ENCORE_SENDER_NICE"] = "0"
         command = [*ENCORE, "up", "--home", str(folder / "home"), "--port", "0", "--json"]
         log = (folder / "up.log").open("w")
         self.up = subprocess.Popen(command, env=self.env, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True)

@@ -17,7 +17,7 @@ from server import Server
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def until(what: Callable[[], Any], seconds: float = 60.0) -> Any:
+def until(what: Callable[[], Any], seconds: float = 120.0) -> Any:
     """Waits for a true value; the last one is returned either way."""
     deadline = time.monotonic() + seconds
     while True:

@@ -73,7 +73,7 @@ def test_the_senders_process_ends_by_itself(shop: Shop, server: Server) -> None:
 def test_the_server_may_be_down_at_init_and_come_later(shop: Shop, down: Server) -> None:
     """Training does not notice; everything arrives when it is up."""
     process = shop.start(training(100), down, ENCORE_FINISH_SECONDS="0")
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert "goes on by itself" in err
     down.start()
@@ -88,7 +88,7 @@ def test_the_server_may_vanish_midway(shop: Shop, server: Server) -> None:
     server.close()
     time.sleep(0.5)
     server.start()
-    _, err = process.communicate(timeout=90)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert until(lambda: whole(server, 300)), err
     assert contiguous(server)
@@ -125,11 +125,10 @@ def test_the_last_batch_goes_again_when_the_server_was_away_and_no_record_follow
         return None
 
     server.faults.append(fault)
-    done = shop.run(training(3), server, ENCORE_FINISH_SECONDS="2")
+    done = shop.run(training(3), server, ENCORE_FINISH_SECONDS="0")
     assert done.returncode == 0
     tried = len(refused)
-    assert tried
-    until(lambda: len(refused) > tried + 1, 5)
+    assert until(lambda: len(refused) > tried + 1)  # each wait is twice the one before
     away.clear()
     assert until(lambda: whole(server, 3)), done.stderr
     assert until(lambda: server.finishes())
@@ -295,7 +294,7 @@ def test_sync_watch_sends_another_ones_journal_until_it_is_finished(shop: Shop, 
     try:
         done = shop.run(training(100, 0.01), None, ENCORE_SENDER="external", ENCORE_JOURNAL=str(job), ENCORE_RUN_ID="a" * 26)
         assert done.returncode == 0, done.stderr
-        _, err = watcher.communicate(timeout=90)
+        _, err = watcher.communicate(timeout=120)
     finally:
         watcher.kill()
     assert watcher.returncode == 0, err
@@ -329,7 +328,7 @@ def test_stop_asked_for_on_the_server_reaches_the_trainer(shop: Shop, server: Se
     process = shop.start(training(100_000, 0.01), server)
     assert until(lambda: server.points("loss"))
     server.stop = True
-    assert process.wait(timeout=60) == -signal.SIGTERM
+    assert process.wait(timeout=120) == -signal.SIGTERM
     assert until(lambda: server.finishes())
     ((_, data),) = server.finishes().items()
     assert (data["state"], data["signal"]) == ("killed", signal.SIGTERM)

@@ -394,7 +394,7 @@ def test_kill_9_right_after_log_loses_nothing(tmp_path: Path) -> None:
     )
     for number in range(20):
         done = subprocess.run(
-            [sys.executable, "-c", program, str(ROOT), str(tmp_path), str(number * 37)], capture_output=True, text=True, timeout=60
+            [sys.executable, "-c", program, str(ROOT), str(tmp_path), str(number * 37)], capture_output=True, text=True, timeout=120
         )
         assert done.returncode == -signal.SIGKILL, done.stderr
         assert len(points(Path(done.stdout.strip()), settled=True)) == number * 37 + 1
@@ -429,7 +429,7 @@ def test_the_thread_that_makes_segments_is_never_waited_for(tmp_path: Path, monk
     def reserve(*args, **kwargs):
         if threading.current_thread().name == "encore-segments":
             hangs.set()
-            assert go_on.wait(60)
+            assert go_on.wait(120)
         return really(*args, **kwargs)
 
     monkeypatch.setattr(_segments, "reserve", reserve)

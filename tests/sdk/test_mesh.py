@@ -138,4 +138,4 @@ def test_a_mesh_that_is_built_after_init_is_found_while_training_goes_on(shop: S
         ENCORE_FINISH_SECONDS="30",
     )
     assert done.returncode == 0, done.stderr
-    assert until(lambda: server.docs("event", "coordinates"), 30)[0]["data"] == {"dp": 0, "tp": 1}
+    assert until(lambda: server.docs("event", "coordinates"), 120)[0]["data"] == {"dp": 0, "tp": 1}

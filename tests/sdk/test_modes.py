@@ -113,7 +113,7 @@ def test_doctor_names_the_shadowing_folder(shop: Shop, server: Server) -> None:
     import subprocess
 
     done = subprocess.run(
-        [sys.executable, "-c", code, "doctor"], cwd=shop.work, env=shop.environment(server), capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code, "doctor"], cwd=shop.work, env=shop.environment(server), capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 1
     assert str(shop.work / "sdk") in done.stdout

@@ -108,7 +108,7 @@ def test_the_kernels_own_kill_is_seen(shop: Shop, server: Server) -> None:
         process = shop.start(program, server)
         assert until(lambda: server.points("x"))
         (shop.work / "go").touch()
-        assert process.wait(60) == -signal.SIGKILL
+        assert process.wait(120) == -signal.SIGKILL
         assert until(lambda: server.docs("event", "gone"))
         assert server.docs("event", "gone")[0]["data"]["error"]["message"] == oom.REASON
     finally:

@@ -61,7 +61,7 @@ class Running:
     def close(self) -> str:
         if self.process.poll() is None:
             self.process.terminate()
-        return self.process.communicate(timeout=30)[1]
+        return self.process.communicate(timeout=120)[1]
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_a_node_that_reaches_the_login_node_alone(shop: Shop, server: Server, ne
         assert unreachable.returncode != 0
         assert until(lambda: len(steps(server)) > 50 and server.heartbeats and server.docs("recipe")), trainer.poll()
         server.stop = True
-        _, err = trainer.communicate(timeout=60)
+        _, err = trainer.communicate(timeout=120)
         assert trainer.returncode == -signal.SIGTERM, err
         assert until(server.finishes)
         assert steps(server) == list(range(len(steps(server))))
@@ -143,7 +143,7 @@ def test_an_outage_of_the_tracker_is_told_and_survived(shop: Shop, server: Serve
     assert said["code"] == "upstream_unreachable"
     assert server.url in said["message"]
     server.faults.clear()
-    out, err = trainer.communicate(timeout=90)
+    out, err = trainer.communicate(timeout=120)
     assert "trained" in out, err
     assert until(lambda: len(steps(server)) == 300)
     assert steps(server) == list(range(300))

@@ -264,5 +264,5 @@ def test_init_says_what_is_missing_and_opens_nothing(shop: Shop, arguments: str,
 def test_who_uses_none_of_it_loads_none_of_it() -> None:
     """`init` stays as light as it was."""
     code = 'import sys, sdk; sdk.init(mode="disabled"); assert "sdk._resume" not in sys.modules; sdk.init(mode="disabled", resume="allow")'
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -92,7 +92,7 @@ def test_a_sender_killed_while_training_goes_on_comes_back(shop: Shop, server: S
     assert until(lambda: len(server.points("x")) > reached)
     assert process.poll() is None
     (shop.work / "stop").touch()
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert until(lambda: server.points("x") == [(i, i) for i in range(int(out) + 1)])
 
@@ -117,8 +117,8 @@ def test_after_a_day_without_a_server_the_sender_leaves_and_the_next_one_goes_on
     assert until(lambda: (json.loads((folder / "sender.json").read_text()) if (folder / "sender.json").exists() else {}).get("error"))
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(2)
-    trainer.communicate("\n", timeout=60)
-    _, err = process.communicate(timeout=60)
+    trainer.communicate("\n", timeout=120)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 0
     assert "nothing was taken" in err
     down.start()
@@ -136,7 +136,7 @@ def test_what_a_death_left_goes_over_while_another_run_goes_on(shop: Shop, serve
     assert process.poll() is None
     assert until(lambda: adopt.is_settled(left))
     own.finish({"state": "finished", "exit_code": 0, "signal": None, "error": None})
-    assert process.wait(60) == 0
+    assert process.wait(120) == 0
 
 
 def test_adoption_leaves_alone_what_is_not_its_own(shop: Shop, server: Server, down: Server) -> None:
@@ -210,7 +210,7 @@ def test_a_schedulers_sigterm_lets_the_sender_wait_for_the_trainers_last_words(s
     (first,) = until(lambda: server.points("x") and shop.senders())
     os.kill(first, signal.SIGTERM)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 0
+    assert process.wait(120) == 0
     assert until(lambda: server.points("last") and server.finishes())
 
 

@@ -135,7 +135,7 @@ def test_a_node_without_a_route_is_live_and_can_be_stopped(site: Site, server: S
 def test_finish_waits_for_the_spool_and_not_for_the_server(site: Site, server: Server) -> None:
     """When finish returns, all of the run lies in the shared folder; it says how to send it. The node's copy is not needed any more."""
     trainer = site.node(TRAIN, "500", "0")
-    out, err = trainer.communicate(timeout=60)
+    out, err = trainer.communicate(timeout=120)
     assert "trained" in out, err
     assert "encore sync" in err
     assert not server.requests
@@ -440,7 +440,7 @@ def test_a_spool_that_fails_costs_nothing_and_is_tried_again(site: Site, server:
     """The shared folder cannot be written: training and finish go on, the status says why; once it can, all of it is drained."""
     site.spool.parent.joinpath("spool").write_text("in the way")
     trainer = site.node(TRAIN, "200", "0.001", wrap=(), ENCORE_URL="http://127.0.0.1:9", ENCORE_FINISH_SECONDS="2")
-    out, err = trainer.communicate(timeout=60)
+    out, err = trainer.communicate(timeout=120)
     assert "trained" in out
     assert "not all of run" in err
     status = json.loads(site.shop.encore("status", "--json").stdout)["results"]
@@ -508,7 +508,7 @@ def test_a_journal_on_an_untried_filesystem_lies_on_this_node_and_is_drained_the
         ENCORE_SPOOL="",
         ENCORE_URL="http://127.0.0.1:9",
     )
-    out, err = trainer.communicate(timeout=60)
+    out, err = trainer.communicate(timeout=120)
     assert "trained" in out, err
     assert "is on ramfs" in err
     (hot,) = (site.shop.folder / "local").glob("encore-*")

@@ -106,7 +106,7 @@ def asks(server: Server) -> None:
 def test_a_dump_that_was_asked_for_through_a_heartbeat_comes_once(shop: Shop, server: Server) -> None:
     asks(server)
     process = shop.start(ASKED, server, arguments=("600",))
-    until(lambda: server.docs("event", "stacks"), 90)
+    until(lambda: server.docs("event", "stacks"), 120)
     (dump,) = [doc["data"] for doc in server.docs("event", "stacks")]
     assert (dump["rank"], dump["why"]) == (0, "asked")
     assert "in waits_for_a_lock" in dump["text"]
@@ -120,7 +120,7 @@ def test_a_dump_that_was_asked_for_through_a_heartbeat_comes_once(shop: Shop, se
 def test_with_stacks_off_no_signal_is_taken_and_the_asking_is_answered_in_words(shop: Shop, server: Server) -> None:
     asks(server)
     process = shop.start(ASKED, server, arguments=("600",), ENCORE_STACKS="off")
-    until(lambda: server.docs("event", "stacks"), 90)
+    until(lambda: server.docs("event", "stacks"), 120)
     assert "ENCORE_STACKS=off" in server.docs("event", "stacks")[0]["data"]["problem"]
     (writer,) = shop.writers()
     assert not (writer / "stacks.txt").exists()
@@ -132,14 +132,14 @@ def test_with_stacks_off_no_signal_is_taken_and_the_asking_is_answered_in_words(
 def test_a_process_that_is_stopped_is_said_to_give_no_answer_and_dumps_when_it_goes_on(shop: Shop, server: Server) -> None:
     asks(server)
     process = shop.start(ASKED, server, arguments=("3",))
-    until(lambda: server.points("loss"), 60)
+    until(lambda: server.points("loss"), 120)
     os.kill(process.pid, signal.SIGSTOP)
-    until(lambda: server.docs("event", "stacks"), 90)
+    until(lambda: server.docs("event", "stacks"), 120)
     data = server.docs("event", "stacks")[0]["data"]
     assert "no answer" in data["problem"]
     assert data["state"] == "T"
     os.kill(process.pid, signal.SIGCONT)
-    _, err = process.communicate(timeout=90)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
 
 
@@ -215,7 +215,7 @@ def test_a_process_that_became_another_program_is_not_signalled(shop: Shop, serv
     asks(server)
     program = "import os, sdk\nsdk.init(project='p')\nsdk.log({'loss': 1.0})\nos.execvp('sleep', ['sleep', '600'])\n"
     process = shop.start(program, server)
-    until(lambda: server.docs("event", "stacks") or process.poll() is not None, 90)
+    until(lambda: server.docs("event", "stacks") or process.poll() is not None, 120)
     assert process.poll() is None
     process.kill()
     process.communicate()

@@ -76,7 +76,7 @@ def test_a_hundred_runs_go_with_one_command(shop: Shop, server: Server) -> None:
     while process.poll() is None:
         threads.add(len(os.listdir(f"/proc/{process.pid}/task")) if Path(f"/proc/{process.pid}").exists() else 0)
         until(lambda: process.poll() is not None, 0.1)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 1, err
     assert max(threads) > 4
     assert sum(steps(server, writer) == list(range(5)) for writer in writers) == 98
@@ -152,7 +152,7 @@ def test_two_machines_sync_their_copies_at_once(shop: Shop, server: Server) -> N
     server.faults.append(lose)
     running = [start_sync(shop, server, str(folder)) for folder in (shop.folder / "one", shop.folder / "two", shop.journal)]
     for process in running:
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
     for writer in writers:
         assert steps(server, writer) == list(range(1500))
@@ -187,7 +187,7 @@ def test_a_running_program_is_synced_beside_it_again_and_again(shop: Shop, serve
             assert not json.loads(shop.encore("status", "--clean", "--json").stdout)["removed"]
         trainer.stdin.write("\n")
         trainer.stdin.flush()
-    trainer.wait(timeout=60)
+    trainer.wait(timeout=120)
     assert until(lambda: shop.encore("sync", server=server).returncode == 0 and server.finishes())
 
 
@@ -228,7 +228,7 @@ def test_the_last_words_of_the_sender_here_are_waited_for(shop: Shop, server: Se
         digest = node.put_blob(b"the source")
         node.emit({"type": "recipe", "section": "source", "value": {"manifest": digest}, "merge": True})
         node.finish(ENDED)
-        out, err = sync.communicate(timeout=60)
+        out, err = sync.communicate(timeout=120)
     finally:
         sync.kill()
     assert sync.returncode == 0, err

@@ -44,7 +44,7 @@ def journal_of(house: House, run: str) -> Path:
     """The folder of a run that logged POINTS calls without a sender and was killed."""
     code = JOURNAL.format(root=str(HERE.parents[1]), run=run, points=POINTS)
     environment = house.environment(ENCORE_SENDER="external", ENCORE_CONSOLE="0")
-    process = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=False)
+    process = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert process.returncode == -9, process.stderr
     return house.journal / run
 
@@ -255,7 +255,7 @@ def test_two_processes_that_claim_one_rank_both_keep_all_points(house: House) ->
         assert sorted(event["data"]["pids"]) == sorted(process.pid for process in both)
     finally:
         for process in both:
-            process.communicate("\n", timeout=60)
+            process.communicate("\n", timeout=120)
     assert [process.returncode for process in both] == [0, 0]
     assert until(lambda: house.state(run) == "finished")
     assert [(step, value) for step, _, value in house.history(run, "x")] == [(step, step + 0.5) for step in range(POINTS)]

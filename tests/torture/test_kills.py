@@ -38,7 +38,7 @@ def new_run(house: House, what: str, number: int = 0) -> dict:
 def account_of(house: House, run: str, ledger: Ledger, ranks: int) -> Account:
     """What the API gives at full resolution, rank by rank, against the ledger."""
     opened = {slot: found for slot in range(ledger.slots) if (found := ledger.read(slot)) is not None}
-    assert until(lambda: house.state(run) not in (None, "running"), 60)
+    assert until(lambda: house.state(run) not in (None, "running"), 120)
     total = Account()
     for rank in range(ranks):
         slots = [slot for slot, found in opened.items() if found[2] == rank]
@@ -49,9 +49,9 @@ def account_of(house: House, run: str, ledger: Ledger, ranks: int) -> Account:
             if value != step:
                 total.note("altered", f"rank {rank}: i is {value!r} at step {step}")
     # Nothing is thrown away, and nothing stands twice: all points of all attempts, counted by the server.
-    count = until(lambda: next((row["count"] for row in house.up.get(f"runs/{run}/keys")["results"] if row["key"] == "x"), 0), 60)
+    count = until(lambda: next((row["count"] for row in house.up.get(f"runs/{run}/keys")["results"] if row["key"] == "x"), 0), 120)
     if not total.acknowledged <= int(str(count)) <= total.acknowledged + len(opened):
-        counted = until(lambda: total.acknowledged <= stored(house, run) <= total.acknowledged + len(opened), 30)
+        counted = until(lambda: total.acknowledged <= stored(house, run) <= total.acknowledged + len(opened), 120)
         if not counted:
             total.note("lost" if stored(house, run) < total.acknowledged else "doubled", f"{stored(house, run)} points stored in all")
     return total
@@ -78,7 +78,7 @@ def kill_trainers(house: House, number: int, kills: int, seed: int, kill_senders
         chaos = Chaos(seed, (0.2, 1.2), lambda: kill(senders(folder)) + 0 * house.send(run["id"])) if kill_senders else None
         out, _ = killing.communicate(timeout=600)
         assert json.loads(out)["kills"] == kills
-        assert chaos is None or until(lambda: chaos.count >= 2, 60)  # a quick machine is done before a sender has come up
+        assert chaos is None or until(lambda: chaos.count >= 2, 120)  # a quick machine is done before a sender has come up
     finally:
         if killing.poll() is None:
             killing.kill()

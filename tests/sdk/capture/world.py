@@ -69,6 +69,7 @@ class World:
 
     def environ(self, **more: str) -> dict[str, str]:
         kept = {"PATH": os.environ["PATH"], "HOME": str(self.home), "ENCORE_HOME": str(self.home / ".encore"), "ENCORE_MODE": "offline"}
+        kept["ENCORE_SENDER_NICE"] = "0"  # else it gets a sixtieth of a core beside the suite's other processes
         return {**kept, "ENCORE_JOURNAL": str(self.journal), "PYTHONDONTWRITEBYTECODE": "1", **more}
 
     def play(

@@ -107,7 +107,7 @@ class Launcher:
             done = self.shop.encore("sync", server=self.server)
             assert done.returncode == 0, done.stderr
         enough = trainers if ended is None else ended
-        assert until(lambda: len(self.server.finishes()) >= enough and len(self._trainers()) >= trainers, 100), self.explain()
+        assert until(lambda: len(self.server.finishes()) >= enough and len(self._trainers()) >= trainers, 200), self.explain()
         found: dict[str, list[dict[str, Any]]] = {}
         for about in sorted(self._trainers(), key=lambda about: (about["started_us"], about["rank"])):
             found.setdefault(about["run"]["id"], []).append(about)

@@ -131,11 +131,11 @@ def test_a_run_that_is_still_written_is_not_resumed(online: Launcher) -> None:
 def test_must_resume_without_a_run_is_said_and_goes_on(online: Launcher) -> None:
     """init never fails a run; ENCORE_STRICT=1 raises. A folder that cannot be written costs the marker alone."""
     script = online.script('import sdk; sdk.init(project="launched", resume="must"); print("trains")')
-    out, err = online.python(script, ENCORE_MODE="offline").communicate(timeout=60)
+    out, err = online.python(script, ENCORE_MODE="offline").communicate(timeout=120)
     assert out.strip() == "trains"
     assert 'resume="must": nothing says which run' in err
     strict = online.python(script, ENCORE_MODE="offline", ENCORE_STRICT="1")
-    _, err = strict.communicate(timeout=60)
+    _, err = strict.communicate(timeout=120)
     assert strict.returncode == 1
     assert "UsageError" in err
     (online.shop.work / "checkpoints").write_text("a file")
