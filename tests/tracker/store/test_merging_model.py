@@ -17,7 +17,13 @@ from tracker.models import MetricBlock, MetricSegment
 from tracker.services import compaction, merging
 from tracker.store import blocks, joining, pooling, reading
 
-SHAPES = [(("loss", "acc"), "dd"), (("loss",), "d"), (("a", "b", "c", "tokens"), "dddq"), (("tokens", "acc"), "qd"), (("acc", "tokens"), "qd")]
+SHAPES = [
+    (("loss", "acc"), "dd"),
+    (("loss",), "d"),
+    (("a", "b", "c", "tokens"), "dddq"),
+    (("tokens", "acc"), "qd"),
+    (("acc", "tokens"), "qd"),
+]
 LOOSE = [("loss", "d"), ("acc", "q"), ("tokens", "q"), *((f"layer/{n}", "dq"[n % 2]) for n in range(8))]
 KEYS = sorted({key for keys, _ in SHAPES for key in keys} | {key for key, _ in LOOSE})
 FLOATS = st.sampled_from([0.0, -0.0, 1.5, -2.25, 1e300, 5e-324, float("inf"), -float("inf"), float("nan")])
