@@ -8,7 +8,7 @@ from typing import Any
 from tracker.domain.errors import Refused, TooLarge
 from tracker.domain.limits import SENT_BYTES
 from tracker.models import Token, User
-from tracker.services import access, committing
+from tracker.services import access, committing, repeats
 from tracker.services.access import Access
 from tracker.services.backpressure import hot_parts
 from tracker.services.beats import beats
@@ -24,8 +24,8 @@ MOST_ACCESS = 20_000
 def append_batch(*, writer_id: str, user: User, token: Token | None, body: bytes, encoding: str) -> dict[str, Any]:
     """Store one batch of a writer, exactly once. Answered after commit: ``{"next", "stop", "state"}``.
 
-    Raises Refused, TooLarge (never acceptable), RangeConflict, KeylistUnknown (send again), Busy, Unavailable (wait), WriterUnknown,
-    RunDeleted, Forbidden.
+    Raises Refused, TooLarge (never acceptable), RangeConflict, KeylistUnknown (send again), RangeDiffers (set it aside), Busy,
+    Unavailable (wait), WriterUnknown, RunDeleted, Forbidden.
     """
     if len(body) > SENT_BYTES:
         raise TooLarge(f"A batch is at most {SENT_BYTES // 2**20} MiB as sent: cut it into smaller ranges.")
@@ -44,7 +44,10 @@ def append_batch(*, writer_id: str, user: User, token: Token | None, body: bytes
     for frame in batch.frames:
         if isinstance(frame, wire.Dense) and frame.is_new:
             store.remember(batch.run, frame.keylist, (frame.types, frame.keys))
-    if waiting.position is not None:
+    if waiting.position is None:
+        with committing.storable():
+            repeats.require_same(batch, body, encoding, waiting.next)
+    else:
         hot_parts.note(batch.run, writer_id, waiting.position.hot_bytes)
     return {"next": waiting.next, "stop": allowed.stops, "state": allowed.run.state}
 

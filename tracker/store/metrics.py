@@ -210,7 +210,21 @@ class MetricStore:
             'ORDER BY "first"',
             [run, writer, first, last],
         )
-        return [wire.decode(inflate(bytes(body), encoding), self.lookup(run)) for encoding, body in cursor.fetchall()]
+        return [self.decode(run, encoding, bytes(body)) for encoding, body in cursor.fetchall()]
+
+    def segment(self, run: str, writer: str, first: int, last: int) -> tuple[str, bytes] | None:
+        """(encoding, body) of the hot segment of exactly this range."""
+        with rows.cursor() as cursor:
+            cursor.execute(
+                'SELECT encoding, body FROM tracker_metricsegment WHERE run_id = %s AND writer_id = %s AND "first" = %s AND "last" = %s',
+                [run, writer, first, last],
+            )
+            found = cursor.fetchone()
+        return None if found is None else (found[0], bytes(found[1]))
+
+    def decode(self, run: str, encoding: str, body: bytes) -> wire.Batch:
+        """A stored body."""
+        return wire.decode(inflate(body, encoding), self.lookup(run))
 
     # -- blocks ---------------------------------------------------------------------------------------------------------------------
 
