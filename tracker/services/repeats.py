@@ -16,15 +16,16 @@ from tracker.store.metrics import metric_store
 EVENT = "range_conflict"
 
 
-def require_same(batch: wire.Batch, body: bytes, encoding: str, following: int) -> None:
+def require_same(batch: wire.Batch, body: bytes, encoding: str, following: int, *, has_times: bool = True) -> None:
     """Compare a repeated batch with the segment of its very range, while that is still hot. Raises RangeDiffers, told on the run's page.
 
     Senders may pack the same records differently (another compression, key lists by name or by hash), so points are compared, not bytes.
+    ``has_times`` False: its times may be those of its arrival (JSON), and are not compared.
     """
     found = metric_store().segment(batch.run, batch.writer, batch.first, batch.last)
     if found is None or found == (encoding, body):
         return  # compacted, or cut differently then: what it held cannot be told from here
-    if is_same(batch, metric_store().decode(batch.run, *found)):
+    if is_same(batch, metric_store().decode(batch.run, *found), has_times=has_times):
         return
     told = {"first": batch.first, "last": batch.last}
     if not Event.objects.filter(run_id=batch.run, writer_id=batch.writer, name=EVENT, number=batch.first).exists():
@@ -34,20 +35,23 @@ def require_same(batch: wire.Batch, body: bytes, encoding: str, following: int) 
     raise RangeDiffers(next=following, **told)
 
 
-def is_same(one: wire.Batch, other: wire.Batch) -> bool:
+def is_same(one: wire.Batch, other: wire.Batch, *, has_times: bool = True) -> bool:
     """Whether two batches of one range say the same: points to the bit, documents, holes; in whatever frames."""
-    if one.points != other.points or sorted(one.holes) != sorted(other.holes) or _documents(one) != _documents(other):
+    if one.points != other.points or sorted(one.holes) != sorted(other.holes):
+        return False
+    if _documents(one, has_times) != _documents(other, has_times):
         return False
     if not one.points:
         return True
-    return all(np.array_equal(mine, its) for mine, its in zip(_points(one), _points(other), strict=True))
+    return all(np.array_equal(mine, its) for mine, its in zip(_points(one, has_times), _points(other, has_times), strict=True))
 
 
-def _documents(batch: wire.Batch) -> str:
-    return json.dumps(batch.docs, sort_keys=True)  # as text: NaN equals no NaN
+def _documents(batch: wire.Batch, has_times: bool) -> str:
+    docs = batch.docs if has_times else [{**entry, "time": 0} for entry in batch.docs]
+    return json.dumps(docs, sort_keys=True)  # as text: NaN equals no NaN
 
 
-def _points(batch: wire.Batch) -> list[np.ndarray]:
+def _points(batch: wire.Batch, has_times: bool) -> list[np.ndarray]:
     """(record, key, type, step, time, bits) of all points as columns, in one order whatever frames they came in."""
     names = sorted({key for frame in batch.frames for key in _used(frame)})
     place = {key: at for at, key in enumerate(names)}
@@ -66,6 +70,8 @@ def _points(batch: wire.Batch) -> list[np.ndarray]:
         elif frame.points:
             parts.append((frame.records, keys[frame.index], frame.types.astype(np.int64), frame.steps, frame.times, frame.bits))
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    if not has_times:
+        columns[4] = np.zeros_like(columns[4])
     order = np.lexsort(columns[::-1])
     return [*(column[order] for column in columns), np.array(names, dtype=object)]
 
