@@ -205,12 +205,16 @@ class Outbox:
             self.max_records = max(1, (chunk.last - chunk.first + 1) // 2)
             self.reader.seek(chunk.first)
             return None
+        self.set_aside(chunk, answer)
+        return self.post(transport, _wire.encode_hole(self.run, self.id, chunk.first, chunk.last), None)
+
+    def set_aside(self, chunk: Chunk, answer: Answer) -> None:
+        """Keep what the server will not take, with its reason, beside the journal."""
         error = answer.error()
         self._keep_refused(chunk)
         line = {"first": chunk.first, "last": chunk.last, "status": answer.status, "code": error.code, "message": error.message}
         with open(self.folder / "refused.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        return self.post(transport, _wire.encode_hole(self.run, self.id, chunk.first, chunk.last), None)
 
     def _keep_refused(self, chunk: Chunk) -> None:
         """The segment goes once all around it is delivered; what was refused stays, as the batch that it was."""

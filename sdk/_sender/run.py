@@ -347,6 +347,11 @@ class RunSender:
             if holed is None:
                 return True
             answer = holed
+        if answer.status == 409 and (error := answer.error()).code == "range_conflict":
+            # Another process has written under this writer's id: the server keeps what came first. Sending it again would never end.
+            box.set_aside(chunk, answer)
+            box.acknowledged(int(error.fields["next"]))
+            return True
         return self._settle(box, answer, hashes)
 
     def _settle(self, box: Outbox, answer: Answer, hashes: list[str]) -> bool:

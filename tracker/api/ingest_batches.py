@@ -115,7 +115,8 @@ def _batch(method: str, writer_id: str, environ, stream: BinaryIO) -> dict:
     if body is None:
         raise TooLarge(f"A batch is at most {SENT_BYTES // 2**20} MiB as sent: cut it into smaller ranges.")
     encoding = environ.get("HTTP_CONTENT_ENCODING", "").strip().lower()
-    return ingest.append_batch(writer_id=writer_id, user=user, token=token, body=body, encoding=encoding)
+    is_json = environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower() == "application/json"
+    return ingest.append_batch(writer_id=writer_id, user=user, token=token, body=body, encoding=encoding, is_json=is_json)
 
 
 def _heartbeat(environ, stream: BinaryIO) -> dict:

@@ -10,6 +10,7 @@ EncoreError
 ├── Conflict 409
 │   ├── RunIdTaken, ProjectTaken
 │   ├── RangeConflict           ``fields.next``: cut the batch again from there
+│   ├── RangeDiffers            other points are stored under these record numbers: set these aside, go on from ``fields.next``
 │   ├── KeylistUnknown          send the batch again with its keys
 │   ├── JobTaken, LeaseLost
 │   └── RunNotFinished, AlreadyOver
@@ -83,6 +84,14 @@ class ProjectTaken(Conflict):
 
 class RangeConflict(Conflict):
     code, default = "range", "The range does not start at the next record: cut the batch again from fields.next."
+
+
+class RangeDiffers(Conflict):
+    code = "range_conflict"
+    default = (
+        "Other points are stored under these record numbers, and stay: two writers share one id, or the journal was changed. "
+        "Set this batch aside and go on from fields.next."
+    )
 
 
 class KeylistUnknown(Conflict):

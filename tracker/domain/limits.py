@@ -30,5 +30,7 @@ HOLES_PER_BATCH = 10_000
 """Each is an event on the run's page."""
 RECORDS_PER_BATCH = 2**32
 """last - first + 1: record numbers in columns are u32, counted from first."""
+JSON_POINTS = 100_000
+"""Points in a batch sent as JSON."""
 HEARTBEAT_BYTES = 2 * 2**20
 WRITERS_PER_HEARTBEAT = 5000

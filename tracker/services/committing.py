@@ -106,7 +106,7 @@ class Committer:
             if beats.due_in() == 0 and (not group or rows.on_postgres()):
                 self._write_beats()
             if group:
-                store(group)
+                store(group, may_wait=not rows.on_postgres())
             if any(isinstance(waiting.error, Unavailable) for waiting in group):
                 connection.close()  # the next group finds a fresh one
             for waiting in group:
@@ -151,12 +151,15 @@ def commit(waiting: Waiting) -> None:
         store([waiting])
 
 
-def store(group: list[Waiting]) -> None:
-    """Store all of ``group`` in one transaction; what fails alone fails for itself. Never raises: each gets its outcome."""
+def store(group: list[Waiting], *, may_wait: bool = True) -> None:
+    """Store all of ``group`` in one transaction; what fails alone fails for itself. Never raises: each gets its outcome.
+
+    Without ``may_wait`` a batch whose writer is locked elsewhere is left ``is_alone``.
+    """
     for attempt in range(1, TRIES + 1):
         try:
             with storable(), transaction.atomic(), rows.cursor() as cursor:
-                _store(cursor, group)
+                _store(cursor, group, may_wait)
             return
         except Unavailable as problem:
             if attempt == TRIES or not rows.on_postgres():
@@ -165,15 +168,15 @@ def store(group: list[Waiting]) -> None:
                 return
         except BaseException as problem:
             if len(group) > 1:  # nothing of the group is stored: find the one that cannot be
+                log.warning("a group of batches is stored one by one", problem=repr(problem))
                 for waiting in group:
-                    store([waiting])
+                    store([waiting], may_wait=may_wait)
             else:
                 group[0].error = problem
             return
 
 
-def _store(cursor, group: list[Waiting]) -> None:
-    may_wait = len(group) == 1 and (group[0].is_alone or bool(group[0].docs) or not rows.on_postgres() or connection.in_atomic_block)
+def _store(cursor, group: list[Waiting], may_wait: bool) -> None:
     for waiting in group:
         waiting.error = waiting.position = None
     if rows.on_postgres():

@@ -19,6 +19,8 @@ from tracker.store import blocks, reserved, rows, wire
 from tracker.store.inflate import inflate
 
 CACHED_KEYLISTS = 4096
+CACHED_NAMES = 1_000_000
+"""In all remembered key lists together, about 100 MB; a list may have 262,144."""
 _POSITION = 'run_id, "next", hot_bytes, hot_segments'
 _SEGMENT = (
     'run_id', 'writer_id', '"first"', '"last"', 'points', 'lo_step', 'hi_step', 'keylists', 'encoding', 'body', 'received_at',
@@ -103,6 +105,7 @@ class MetricStore:
 
     def __init__(self) -> None:
         self._keylists: OrderedDict[tuple[str, str], wire.Keylist] = OrderedDict()
+        self._names = 0
         self._lock = threading.Lock()
 
     # -- key lists ------------------------------------------------------------------------------------------------------------------
@@ -129,9 +132,11 @@ class MetricStore:
     def remember(self, run: str, keylist: str, found: wire.Keylist) -> None:
         """Only what is committed: another writer's batch may leave its keys out from then on."""
         with self._lock:
+            before = self._keylists.pop((run, keylist), None)
+            self._names += len(found[1]) - (len(before[1]) if before is not None else 0)
             self._keylists[run, keylist] = found
-            while len(self._keylists) > CACHED_KEYLISTS:
-                self._keylists.popitem(last=False)
+            while len(self._keylists) > CACHED_KEYLISTS or (self._names > CACHED_NAMES and len(self._keylists) > 1):
+                self._names -= len(self._keylists.popitem(last=False)[1][1])
 
     # -- segments -------------------------------------------------------------------------------------------------------------------
 
@@ -194,6 +199,20 @@ class MetricStore:
             cursor.execute(_insert_segments(len(news.segments)), [value for row in news.segments for value in row])
         if moved:
             cursor.execute(_update_positions(len(moved)), [value for row in moved for value in row])
+
+    def segment(self, run: str, writer: str, first: int, last: int) -> tuple[str, bytes] | None:
+        """(encoding, body) of the hot segment of exactly this range."""
+        with rows.cursor() as cursor:
+            cursor.execute(
+                'SELECT encoding, body FROM tracker_metricsegment WHERE run_id = %s AND writer_id = %s AND "first" = %s AND "last" = %s',
+                [run, writer, first, last],
+            )
+            found = cursor.fetchone()
+        return None if found is None else (found[0], bytes(found[1]))
+
+    def decode(self, run: str, encoding: str, body: bytes) -> wire.Batch:
+        """A stored body."""
+        return wire.decode(inflate(body, encoding), self.lookup(run))
 
     def segment_heads(self, cursor, run: str, writer: str | None = None, since: int = 0) -> list[SegmentHead]:
         """The hot segments of a run (or one writer's) whose last record is ``since`` or later, without their bodies, in order."""
@@ -288,6 +307,7 @@ class MetricStore:
         """Drop what is remembered (tests that empty the database)."""
         with self._lock:
             self._keylists.clear()
+            self._names = 0
 
 
 _STORE = MetricStore()
