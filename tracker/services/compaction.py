@@ -107,16 +107,17 @@ def _turns(candidates: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:
     global _served
     in_round = sorted(candidates)
     start = next((at for at, (writer, _) in enumerate(in_round) if writer > _served), 0)
-    in_round = in_round[start:] + in_round[:start]
+    by_size, round_ = iter(candidates), iter(in_round[start:] + in_round[:start])
     seen: set[str] = set()
-    for by_size, next_in_round in zip(candidates, in_round, strict=True):
-        if by_size[0] not in seen:
-            seen.add(by_size[0])
-            yield by_size
-        if next_in_round[0] not in seen:
-            seen.add(next_in_round[0])
-            _served = next_in_round[0]
-            yield next_in_round
+    while len(seen) < len(candidates):
+        for turns in (by_size, round_):
+            chosen = next((each for each in turns if each[0] not in seen), None)
+            if chosen is None:
+                continue
+            seen.add(chosen[0])
+            if turns is round_:
+                _served = chosen[0]
+            yield chosen
 
 
 def _round(candidates: list[tuple[str, str]], until: float) -> int:

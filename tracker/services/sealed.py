@@ -28,7 +28,7 @@ def is_sealed(run: Run) -> bool:
     if writers.filter(hot_bytes__gte=SMALL_BYTES).exists():
         return False
     silent_since = run.heartbeat_at or run.finished_at or run.created_at
-    return silent_since < timezone.now() - SILENT or not writers.filter(finish=None).exists()
+    return silent_since < timezone.now() - SILENT or not writers.filter(finish__isnull=True).exists()
 
 
 def sealed_mark(run: Run) -> str:

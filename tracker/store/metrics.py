@@ -183,15 +183,17 @@ class MetricStore:
     def batches(self, cursor, run: str, writer: str, first: int, last: int) -> list[wire.Batch]:
         """The segments first … last (both are numbers of first records), decoded."""
         cursor.execute(
-            'SELECT encoding, body FROM tracker_metricsegment WHERE run_id = %s AND writer_id = %s AND "first" BETWEEN %s AND %s '
+            'SELECT "first", encoding, body FROM tracker_metricsegment WHERE run_id = %s AND writer_id = %s AND "first" BETWEEN %s AND %s '
             'ORDER BY "first"',
             [run, writer, first, last],
         )
-        found = cursor.fetchall()
+        return [self._decoded(run, writer, *row) for row in cursor.fetchall()]
+
+    def _decoded(self, run: str, writer: str, first: int, encoding: str, body: bytes) -> wire.Batch:
         try:
-            return [wire.decode(inflate(bytes(body), encoding), self.lookup(run)) for encoding, body in found]
+            return wire.decode(inflate(bytes(body), encoding), self.lookup(run))
         except EncoreError as problem:
-            raise DamagedSegment(f"of writer {writer}, between records {first} and {last}: {problem.message}") from problem
+            raise DamagedSegment(f"of writer {writer}, from record {first} on: {problem.message}") from problem
 
     # -- blocks ---------------------------------------------------------------------------------------------------------------------
 
