@@ -51,6 +51,13 @@ def s3(folder: Path) -> Iterator[dict[str, str]]:
             yield found | {"prefix": folder.name}
 
 
+@pytest.fixture
+def cluster(folder: Path) -> Iterator[Cluster]:
+    made = Cluster(folder)
+    yield made
+    made.close()
+
+
 @contextlib.contextmanager
 def volume(place: Path, size: str) -> Iterator[Path]:
     """A filesystem of its own, so that it can be full."""
@@ -76,12 +83,16 @@ def fill(place: Path) -> Path:
     return ballast
 
 
-def test_an_object_store_that_fails_or_is_late_loses_nothing(folder: Path, s3: dict[str, str], results: Results) -> None:
+@pytest.mark.parametrize("database", ["SQLite", "PostgreSQL"] if TORTURE else ["SQLite"])
+def test_an_object_store_that_fails_or_is_late_loses_nothing(
+    database: str, folder: Path, s3: dict[str, str], results: Results, request
+) -> None:
     """Refused, reset, mute, cut, half an answer, an answer lost after the object was stored, late, 500, 503, and all by turns:
     batches are taken all the while, and whoever cannot be answered hears 503."""
     proxy = StoreProxy(urlsplit(s3["endpoint"]).port, seed=3)
     chance = random.Random(11)
-    with siege(lambda: StoreHouse(folder / "house", s3=s3 | {"endpoint": proxy.url})) as house:
+    url = request.getfixturevalue("cluster").url if database == "PostgreSQL" else None
+    with siege(lambda: StoreHouse(folder / "house", url, s3 | {"endpoint": proxy.url})) as house:
         load = Load(house, 900)
         try:
             assert load.moves_on()
@@ -102,10 +113,11 @@ def test_an_object_store_that_fails_or_is_late_loses_nothing(folder: Path, s3: d
             account, seen = load.end()
         finally:
             load.abandon()
-            proxy.close()
+            proxy.set("pass")
         note = f"{proxy.struck} connections struck; {seen['not now']} × 503 to readers"
-        results.add("store: the object store fails or is late (" + ", ".join(MODES) + ")", len(order), account, note)
+        results.add(f"store on {database} and S3: the object store fails or is late, {len(MODES)} ways", len(order), account, note)
         assert account.exact, (account.examples, house.said())
+    proxy.close()
 
 
 def besiege_with_full_disks(house: StoreHouse, place: Path, seed: int, takes_batches: bool) -> tuple:
