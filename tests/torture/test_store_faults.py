@@ -29,8 +29,10 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(3000 if TOR
 
 ROUNDS = 4 if TORTURE else 1
 FAULT_SECONDS = 4.0 if TORTURE else 0.2
-FILLS = 20 if TORTURE else 1
-MODES = FAULTS if TORTURE else ["mute", "swallow", "half", "503", "mixed"]
+FILLS = 20
+MODES = FAULTS if TORTURE else ["swallow", "half", "mixed"]
+
+in_torture = pytest.mark.skipif(not TORTURE, reason="a minute or more: make torture runs it")
 
 
 @pytest.fixture
@@ -147,7 +149,8 @@ def besiege_with_full_disks(house: StoreHouse, place: Path, seed: int, takes_bat
         load.abandon()
 
 
-@pytest.mark.parametrize("what", ["all", "store"] if TORTURE else ["all"])
+@in_torture
+@pytest.mark.parametrize("what", ["all", "store"])
 def test_a_full_disk_loses_nothing_and_stops_no_reader(what: str, folder: Path, results: Results) -> None:
     """The volume of database and store, or of the store alone, is full: no batch is acknowledged that is not stored, readers and even
     a new web process go on, and with room again so do the writers."""
@@ -160,6 +163,7 @@ def test_a_full_disk_loses_nothing_and_stops_no_reader(what: str, folder: Path, 
         assert account.exact, (account.examples, house.said())
 
 
+@in_torture
 def test_a_full_disk_of_postgres_loses_nothing(folder: Path, results: Results) -> None:
     """PostgreSQL runs out of room and may panic: started again once there is some, it has all that was acknowledged."""
     chance = random.Random(13)

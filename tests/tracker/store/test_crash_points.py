@@ -234,3 +234,17 @@ def test_an_object_that_is_swept_before_its_commit_is_not_committed(room, monkey
     compaction.compact_run(writer.run_id, force=True)
     assert_whole(room, writer, end)
     assert MetricBlock.objects.filter(run_id=writer.run_id).exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_lease_by_a_clock_that_was_a_year_ahead_binds_nobody(room):
+    """A worker with such a clock took the writer and died: others, whose clocks are right, compact it all the same."""
+    writer = room.writer()
+    first = 0
+    for _ in range(65):
+        first = room.simple(writer, first, [float(n) for n in range(first, first + 100)])["next"]
+    Writer.objects.filter(id=writer.id).update(compact_after=timezone.now() + timedelta(seconds=60))
+    assert compaction.run_due() == 0  # that is a worker at its work
+    Writer.objects.filter(id=writer.id).update(compact_after=timezone.now() + timedelta(days=365))
+    assert compaction.run_due() == 1
+    assert room.column(writer.run_id).records.tolist() == list(range(first))
