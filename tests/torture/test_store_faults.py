@@ -27,9 +27,9 @@ from tests.torture.store_siege import Load, siege
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(3000 if TORTURE else 300)]
 
-ROUNDS = 4 if TORTURE else 1
-FAULT_SECONDS = 4.0 if TORTURE else 0.2
-FILLS = 20
+ROUNDS = 2 if TORTURE else 1
+FAULT_SECONDS = 3.0 if TORTURE else 0.2
+FILLS = 10
 MODES = FAULTS if TORTURE else ["swallow", "half", "mixed"]
 
 in_torture = pytest.mark.skipif(not TORTURE, reason="a minute or more: make torture runs it")
