@@ -52,22 +52,36 @@ class Results:
         return time.monotonic() - self.began
 
     def write(self, path: Path) -> None:
+        """Rows and notes that this run did not measure stay as they stand: parts of the torture may be run alone."""
+        rows, notes = self._lines()
+        kept = path.read_text().splitlines() if path.exists() else []
+        old = {line.split(" | ")[0]: line for line in kept if line.startswith("| ") and not line.startswith("| what |")}
+        old_notes = {line.split(":")[0]: line for line in kept if line.startswith("- ")}
         lines = [
             "# Results of `make torture`",
             "",
             f"{time.strftime('%d %b %Y')}, Python {platform.python_version()}, {os.cpu_count()} cores, {self.seconds():.0f} s.",
-            "Fixed seeds; the instants of the kills are random in time.",
+            "Fixed seeds; the instants of the kills are random in time. What a run leaves out keeps its row of the run before.",
             "",
-            "*Acknowledged*: points whose `log()` had returned before the kill, by a ledger outside the journal. *Unknown*: of calls that",
-            "a kill interrupted, found stored. *Bound*: with 95 % confidence, at most this share of kills loses, doubles, alters or",
-            "reorders anything (Clopper-Pearson; about 3 / n when none did).",
+            "*Acknowledged*: points whose `log()` had returned before the kill, by a ledger outside the journal; of the store: records",
+            "(of two or three points) that the server had acknowledged, by the writers' ledger. *Unknown*: of calls that a kill",
+            "interrupted, found stored. *Bound*: with 95 % confidence, at most this share of kills loses, doubles, alters or reorders",
+            "anything (Clopper-Pearson; about 3 / n when none did).",
             "",
             "| what | n | acknowledged | lost | doubled | altered | reordered | phantom | unknown | bound | |",
             "|---|---|---|---|---|---|---|---|---|---|---|",
+            *(old | rows).values(),
+            "",
+            *(old_notes | notes).values(),
         ]
+        path.write_text("\n".join(lines).rstrip() + "\n")
+
+    def _lines(self) -> tuple[dict[str, str], dict[str, str]]:
+        """The table's lines by their first cell, the notes by their first words."""
+        found = {}
         for what, kills, account, note in self.rows:
             if account is None:
-                lines.append(f"| {what} | {kills:,} | | | | | | | | | {note} |")
+                found[f"| {what}"] = f"| {what} | {kills:,} | | | | | | | | | {note} |"
                 continue
             wrong = account.lost + account.doubled + account.altered + account.reordered + account.phantom
             bound = f"{upper_bound(min(wrong, kills), kills):.2g}" if kills else ""
@@ -80,6 +94,5 @@ class Results:
                 account.phantom,
                 account.unknown,
             )
-            lines.append(f"| {what} | {kills:,} | {' | '.join(f'{count:,}' for count in counts)} | {bound} | {note} |")
-        lines += ["", *self.notes]
-        path.write_text("\n".join(lines).rstrip() + "\n")
+            found[f"| {what}"] = f"| {what} | {kills:,} | {' | '.join(f'{count:,}' for count in counts)} | {bound} | {note} |"
+        return found, {line.split(":")[0]: line for line in self.notes}

@@ -27,9 +27,12 @@ from tests.torture.store_siege import Load, siege
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(3000 if TORTURE else 300)]
 
-ROUNDS = 4 if TORTURE else 1
-FAULT_SECONDS = 4.0 if TORTURE else 0.3
-FILLS = 20 if TORTURE else 2
+ROUNDS = 2 if TORTURE else 1
+FAULT_SECONDS = 3.0 if TORTURE else 0.2
+FILLS = 10
+MODES = FAULTS if TORTURE else ["swallow", "half", "mixed"]
+
+in_torture = pytest.mark.skipif(not TORTURE, reason="a minute or more: make torture runs it")
 
 
 @pytest.fixture
@@ -48,6 +51,13 @@ def s3(folder: Path) -> Iterator[dict[str, str]]:
     else:
         with services.s3(folder) as found:
             yield found | {"prefix": folder.name}
+
+
+@pytest.fixture
+def cluster(folder: Path) -> Iterator[Cluster]:
+    made = Cluster(folder)
+    yield made
+    made.close()
 
 
 @contextlib.contextmanager
@@ -75,16 +85,20 @@ def fill(place: Path) -> Path:
     return ballast
 
 
-def test_an_object_store_that_fails_or_is_late_loses_nothing(folder: Path, s3: dict[str, str], results: Results) -> None:
+@pytest.mark.parametrize("database", ["SQLite", "PostgreSQL"] if TORTURE else ["SQLite"])
+def test_an_object_store_that_fails_or_is_late_loses_nothing(
+    database: str, folder: Path, s3: dict[str, str], results: Results, request
+) -> None:
     """Refused, reset, mute, cut, half an answer, an answer lost after the object was stored, late, 500, 503, and all by turns:
     batches are taken all the while, and whoever cannot be answered hears 503."""
     proxy = StoreProxy(urlsplit(s3["endpoint"]).port, seed=3)
     chance = random.Random(11)
-    with siege(lambda: StoreHouse(folder / "house", s3=s3 | {"endpoint": proxy.url})) as house:
+    url = request.getfixturevalue("cluster").url if database == "PostgreSQL" else None
+    with siege(lambda: StoreHouse(folder / "house", url, s3 | {"endpoint": proxy.url})) as house:
         load = Load(house, 900)
         try:
             assert load.moves_on()
-            order = [mode for _ in range(ROUNDS) for mode in chance.sample(FAULTS, len(FAULTS))]
+            order = [mode for _ in range(ROUNDS) for mode in chance.sample(MODES, len(MODES))]
             for mode in order:
                 struck = proxy.struck
                 proxy.set(mode)
@@ -101,10 +115,11 @@ def test_an_object_store_that_fails_or_is_late_loses_nothing(folder: Path, s3: d
             account, seen = load.end()
         finally:
             load.abandon()
-            proxy.close()
+            proxy.set("pass")
         note = f"{proxy.struck} connections struck; {seen['not now']} × 503 to readers"
-        results.add("store: the object store fails or is late (" + ", ".join(FAULTS) + ")", len(order), account, note)
+        results.add(f"store on {database} and S3: the object store fails or is late, {len(MODES)} ways", len(order), account, note)
         assert account.exact, (account.examples, house.said())
+    proxy.close()
 
 
 def besiege_with_full_disks(house: StoreHouse, place: Path, seed: int, takes_batches: bool) -> tuple:
@@ -134,6 +149,7 @@ def besiege_with_full_disks(house: StoreHouse, place: Path, seed: int, takes_bat
         load.abandon()
 
 
+@in_torture
 @pytest.mark.parametrize("what", ["all", "store"])
 def test_a_full_disk_loses_nothing_and_stops_no_reader(what: str, folder: Path, results: Results) -> None:
     """The volume of database and store, or of the store alone, is full: no batch is acknowledged that is not stored, readers and even
@@ -147,6 +163,7 @@ def test_a_full_disk_loses_nothing_and_stops_no_reader(what: str, folder: Path, 
         assert account.exact, (account.examples, house.said())
 
 
+@in_torture
 def test_a_full_disk_of_postgres_loses_nothing(folder: Path, results: Results) -> None:
     """PostgreSQL runs out of room and may panic: started again once there is some, it has all that was acknowledged."""
     chance = random.Random(13)

@@ -25,11 +25,12 @@ from tests.torture.store_siege import Load, siege
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(3000 if TORTURE else 300)]
 
-KILLS = int(os.environ.get("ENCORE_TORTURE_KILLS", "320")) if TORTURE else 6
+KILLS = int(os.environ.get("ENCORE_TORTURE_KILLS", "320")) if TORTURE else 4
 """Of web processes, and as many of maintenance, on each database."""
-CLUSTER_KILLS = max(4, KILLS // 8) if TORTURE else 4
 A_RUN = 40
 """Kills for one run's writers; then its account is made and a new run begins."""
+CLUSTER_EACH = 12 if TORTURE else 2
+"""After so many of them PostgreSQL is killed."""
 DAY = 86400.0
 CLOCKS = (0.0, 0.0, 0.0, -2 * DAY, 2 * DAY, 400 * DAY)
 """A process that is started in another's place has one of these for its clock's error."""
@@ -51,15 +52,15 @@ def cluster(folder: Path) -> Iterator[Cluster]:
 
 
 def besiege(house: StoreHouse, kills: int, seed: int, cluster: Cluster | None = None) -> tuple[Account, Counter, Counter]:
-    """`kills` of web and as many of maintenance, writers and PostgreSQL killed beside, at random instants. (account, kills, readers)"""
+    """`kills` of web and as many of maintenance, writers and `cluster` killed beside, at random instants: (account, kills, readers)."""
     chance = random.Random(seed)
     total, dead, seen = Account(), Counter(), Counter()
     while dead["web"] + dead["maintenance"] < 2 * kills:
         load = Load(house, seed + dead["web"])
         try:
-            assert load.moves_on()
-            assert load.sees()
-            for _ in range(min(A_RUN, 2 * kills - dead["web"] - dead["maintenance"])):
+            assert load.moves_on(), house.said()
+            assert load.sees(), house.said()
+            for number in range(min(A_RUN, 2 * kills - dead["web"] - dead["maintenance"])):
                 time.sleep(chance.uniform(0.02, 0.4))
                 if dead["web"] > dead["maintenance"] or (dead["web"] == dead["maintenance"] and chance.random() < 0.5):
                     dead["maintenance"] += house.kill_maintenance(chance, CLOCKS)
@@ -67,8 +68,13 @@ def besiege(house: StoreHouse, kills: int, seed: int, cluster: Cluster | None = 
                     dead["web"] += house.kill_web(chance, CLOCKS)
                 if chance.random() < 0.15:
                     dead["writers"] += load.kill()
-            assert load.moves_on()  # all is well again, by itself
-            assert load.sees()
+                if cluster is not None and number % CLUSTER_EACH == CLUSTER_EACH - 1:
+                    kill_cluster(cluster, DEATHS[dead["PostgreSQL"] % len(DEATHS)], chance)
+                    dead["PostgreSQL"] += 1
+                    assert load.moves_on(), house.said()  # all is well again, by itself
+                    assert load.sees(), house.said()
+            assert load.moves_on(), house.said()
+            assert load.sees(), house.said()
             account, counts = load.end()
         finally:
             load.abandon()
@@ -79,50 +85,39 @@ def besiege(house: StoreHouse, kills: int, seed: int, cluster: Cluster | None = 
     return total, dead, seen
 
 
+def kill_cluster(cluster: Cluster, death: str, chance: random.Random) -> None:
+    time.sleep(chance.uniform(0.05, 0.4))
+    while not cluster.kill(death, chance):
+        time.sleep(0.01)
+
+
 def told(seen: Counter, dead: Counter) -> str:
     answers = f"{seen['answers']:,} answers to readers, none short of one before"
     return f"{answers}; {dead['writers']} SIGKILLs of the writers; {seen['again']} batches sent again"
 
 
-@pytest.mark.parametrize("database", ["sqlite", "postgres"])
-def test_web_and_maintenance_killed_at_random_instants_lose_nothing(database: str, folder: Path, results: Results, request) -> None:
-    """Two web and two maintenance processes, with clocks that are days wrong, each killed again and again while writers append and
+def record(results: Results, name: str, account: Account, dead: Counter, seen: Counter) -> None:
+    results.add(f"store on {name}: SIGKILL of the web server", dead["web"], account, told(seen, dead))
+    results.add(f"store on {name}: SIGKILL of compaction, merging, summaries and sweeps, in the same siege", dead["maintenance"], account)
+    if dead["PostgreSQL"]:
+        note = f"{', '.join(DEATHS)} in turn; {seen['not now']} × 503 to readers"
+        results.add(f"store on {name}: PostgreSQL killed, in the same siege", dead["PostgreSQL"], account, note)
+
+
+def test_on_sqlite_whatever_is_killed_loses_nothing(folder: Path, results: Results) -> None:
+    """Two web and two maintenance processes, some with clocks that are days wrong, each killed again and again while writers append and
     readers read: every acknowledged record is there once, in order, bit for bit, and rows, objects and trash agree."""
-    url = request.getfixturevalue("cluster").url if database == "postgres" else None
-    with siege(lambda: StoreHouse(folder / "house", url)) as house:
+    with siege(lambda: StoreHouse(folder / "house")) as house:
         account, dead, seen = besiege(house, KILLS, 100)
-        name = "PostgreSQL" if database == "postgres" else "SQLite"
-        results.add(f"store on {name}: SIGKILL of the web server", dead["web"], account, told(seen, dead))
-        results.add(f"store on {name}: SIGKILL of compaction, summaries and sweeps, in the same siege", dead["maintenance"], account)
-        assert dead["web"] >= KILLS
-        assert dead["maintenance"] >= KILLS
+        record(results, "SQLite", account, dead, seen)
+        assert min(dead["web"], dead["maintenance"]) >= KILLS
 
 
-def test_postgres_killed_under_load_loses_nothing(cluster: Cluster, folder: Path, results: Results) -> None:
-    """One backend, an immediate shutdown, the whole cluster in one instant, the postmaster alone: the same promise each time, and
-    whoever asks meanwhile hears 503 with a time to wait, never a wrong or shorter answer."""
-    chance = random.Random(7)
+def test_on_postgres_whatever_is_killed_loses_nothing(cluster: Cluster, folder: Path, results: Results) -> None:
+    """The same, with PostgreSQL killed too: one backend, an immediate shutdown, the whole cluster in one instant, the postmaster alone.
+    Whoever asks meanwhile hears 503 with a time to wait, never a wrong or shorter answer."""
     with siege(lambda: StoreHouse(folder / "house", cluster.url)) as house:
-        total, dead, seen = Account(), Counter(), Counter()
-        while dead["all"] < CLUSTER_KILLS:
-            load = Load(house, 500 + dead["all"])
-            try:
-                assert load.moves_on()
-                for _ in range(min(A_RUN // 4, CLUSTER_KILLS - dead["all"])):
-                    death = DEATHS[dead["all"] % len(DEATHS)]
-                    time.sleep(chance.uniform(0.05, 0.5))
-                    while not cluster.kill(death, chance):
-                        time.sleep(0.01)
-                    dead[death] += 1
-                    dead["all"] += 1
-                    assert load.moves_on(), house.said()
-                    assert load.sees(), house.said()
-                account, counts = load.end()
-            finally:
-                load.abandon()
-            total, seen = total + account, seen + counts
-            house.start_maintenance()
-            house.start_maintenance()
-            assert total.exact, (total.examples, house.said())
-        note = ", ".join(f"{dead[death]} {death}" for death in DEATHS)
-        results.add("store: PostgreSQL killed under load", dead["all"], total, f"{note}; {seen['not now']} × 503 to readers")
+        account, dead, seen = besiege(house, KILLS, 200, cluster)
+        record(results, "PostgreSQL", account, dead, seen)
+        assert min(dead["web"], dead["maintenance"]) >= KILLS
+        assert dead["PostgreSQL"] >= 2 * KILLS // A_RUN * (A_RUN // CLUSTER_EACH)

@@ -16,7 +16,7 @@ from tests.tracker.store import wire_writer as write
 from tracker import tasks
 from tracker.models import MetricBlock, MetricSegment, Writer
 from tracker.services import blocked, compaction, merging, summaries
-from tracker.store import reading, rows, wire
+from tracker.store import reading, reserved, rows, wire
 from tracker.store.metrics import News, metric_store
 
 NOISE = np.random.default_rng(5).standard_normal(200)
@@ -126,7 +126,7 @@ def test_while_the_store_is_away_nothing_changes_and_then_it_goes_on(room, monke
             def delete(self, *_):
                 raise OSError("the store is away")
 
-        patch.setattr(compaction, "blob_store", Away)
+        patch.setattr(reserved, "blob_store", Away)
         assert compaction.run_due() == 0
     assert not MetricBlock.objects.exists()
     assert MetricSegment.objects.filter(writer__in=written).count() == 5 * 64

@@ -1,7 +1,8 @@
-"""The process dies before and after every step of compaction and sweeping, one step at a time: each time the same can be read."""
+"""The process dies before and after every step of compaction, merging and sweeping, one step at a time: each time the same can be read."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable
@@ -10,15 +11,17 @@ from datetime import timedelta
 import numpy as np
 import psycopg
 import pytest
-from django.db import connection, connections
+from django.db import OperationalError, connection, connections
 from django.utils import timezone
 
 from tracker.models import MetricBlock, MetricTrash, Writer
-from tracker.services import compaction
-from tracker.store import reading, rows
+from tracker.services import compaction, merging
+from tracker.store import reading, reserved, rows
 from tracker.store.blobs import blob_store
 
-BATCHES, ROWS = 6, 20
+BATCHES, ROWS = 4, 20
+STRIDE = 1 if os.environ.get("ENCORE_TORTURE") == "1" else 3
+"""A step is before or after something, so that three falls on both."""
 
 
 class Steps:
@@ -75,7 +78,7 @@ def dies_at(step: int, act: Callable[[], object]) -> bool:
 
 
 def append(room, writer: Writer, first: int) -> int:
-    """Six batches, of two key lists by turns; the next record."""
+    """Four batches, of two key lists by turns; the next record."""
     for number in range(BATCHES):
         values = [float(n) for n in range(first, first + ROWS)]
         first = room.simple(writer, first, values, key="loss" if number % 2 else "rate")["next"]
@@ -119,8 +122,65 @@ def test_compaction_killed_at_each_of_its_steps_changes_nothing_that_is_read(roo
         assert_whole(room, writer, end)
         compaction.compact_run(writer.run_id, force=True)
         assert_whole(room, writer, end)
-        step += 1
+        step += STRIDE
     assert step > 15  # it has that many
+    sweep_all()
+    assert_whole(room, writer, end)
+    assert_tidy()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_merging_killed_at_each_of_its_steps_changes_nothing_that_is_read(room):
+    """Three small blocks become one, the process killed at any step of it: read the same in between and after, with and without the
+    replaced objects, and in the end each object has its row."""
+    step, is_killed = 0, True
+    while is_killed:
+        writer, end = room.writer(), 0
+        for _ in range(3):
+            end = append(room, writer, end)
+            compaction.compact_run(writer.run_id, force=True)
+        is_killed = dies_at(step, lambda writer=writer: merging.finish_writer(writer.run_id, writer.id))
+        assert_whole(room, writer, end)
+        merging.finish_writer(writer.run_id, writer.id)
+        assert_whole(room, writer, end)
+        assert MetricBlock.objects.filter(run_id=writer.run_id).count() == 1
+        sweep_all()
+        assert_whole(room, writer, end)
+        assert_tidy()
+        step += STRIDE
+    assert step > 15
+
+
+@pytest.mark.parametrize("what", ["compaction", "merging"])
+@pytest.mark.django_db(transaction=True)
+def test_a_commit_whose_answer_is_lost_keeps_its_object(room, monkeypatch, what: str):
+    """The database commits and its word never comes (its connection breaks in that moment): whoever asked must not take back the
+    object, whose row may be there."""
+    writer = room.writer()
+    end = append(room, writer, 0)
+    if what == "merging":
+        compaction.compact_run(writer.run_id, force=True)
+        end = append(room, writer, end)
+        compaction.compact_run(writer.run_id, force=True)
+    commit, put = connection._commit, reserved.put
+
+    def commit_and_break():
+        commit()
+        connection._commit = commit
+        raise OperationalError("server closed the connection unexpectedly")
+
+    def put_and_then(*args):
+        key = put(*args)
+        connection._commit = commit_and_break  # the next commit is the one that brings the row
+        return key
+
+    monkeypatch.setattr(reserved, "put", put_and_then)
+    with contextlib.suppress(OperationalError):
+        merging.finish_writer(writer.run_id, writer.id) if what == "merging" else compaction.compact_run(writer.run_id, force=True)
+    connection._commit = commit
+    monkeypatch.undo()
+    assert MetricBlock.objects.filter(run_id=writer.run_id).count() == 1
+    assert_whole(room, writer, end)
     sweep_all()
     assert_whole(room, writer, end)
     assert_tidy()
@@ -144,7 +204,7 @@ def test_sweeping_killed_at_each_of_its_steps_takes_what_nobody_reads_and_nothin
         sweep_all()
         assert_whole(room, kept, end)
         assert_tidy()
-        step += 1
+        step += STRIDE
     assert step > 5
 
 
@@ -174,3 +234,17 @@ def test_an_object_that_is_swept_before_its_commit_is_not_committed(room, monkey
     compaction.compact_run(writer.run_id, force=True)
     assert_whole(room, writer, end)
     assert MetricBlock.objects.filter(run_id=writer.run_id).exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_lease_by_a_clock_that_was_a_year_ahead_binds_nobody(room):
+    """A worker with such a clock took the writer and died: others, whose clocks are right, compact it all the same."""
+    writer = room.writer()
+    first = 0
+    for _ in range(65):
+        first = room.simple(writer, first, [float(n) for n in range(first, first + 100)])["next"]
+    Writer.objects.filter(id=writer.id).update(compact_after=timezone.now() + timedelta(seconds=60))
+    assert compaction.run_due() == 0  # that is a worker at its work
+    Writer.objects.filter(id=writer.id).update(compact_after=timezone.now() + timedelta(days=365))
+    assert compaction.run_due() == 1
+    assert room.column(writer.run_id).records.tolist() == list(range(first))
