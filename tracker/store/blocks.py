@@ -6,11 +6,13 @@ import functools
 import hashlib
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from pcodec import ChunkConfig, standalone
 
+from tracker.domain.errors import EncoreError
 from tracker.domain.ids import id_bytes, id_from_bytes
 from tracker.store.wire import Dense, Sparse
 
@@ -44,8 +46,26 @@ assert (HEAD.size, AXIS.itemsize, COLUMN.itemsize) == (64, 96, 96)
 F64, I64 = 0, 1
 
 
-class DamagedBlock(Exception):
-    """The bytes are no block of a version this program reads, or their checksum is wrong."""
+class DamagedBlock(EncoreError):
+    """The bytes are no block of a version this program reads, or their checksum is wrong.
+
+    Where it was met while reading, ``run``, ``object_key`` and ``key`` (None: the directory, so every key in it) say whose it is.
+    """
+
+    code, status = "damaged_block", 500
+    run: str | None = None
+    key: str | None = None
+    object_key: str | None = None
+
+    def at(self, run: str, key: str | None, object_key: str) -> DamagedBlock:
+        """The same with its place told."""
+        what = "the run" if key is None else f"metric {key!r} of run"
+        found = DamagedBlock(
+            f"Points of {what} {run} cannot be read: block {object_key} is damaged ({self.message}). Restore the object from a backup.",
+            run=run, key=key, object_key=object_key,
+        )  # fmt: skip
+        found.run, found.key, found.object_key = run, key, object_key
+        return found
 
 
 def key_hash(key: str) -> int:
@@ -259,6 +279,28 @@ class Directory:
         start, end = np.searchsorted(self._hashes, wanted, "left"), np.searchsorted(self._hashes, wanted, "right")
         return [column for column in range(int(start), int(end)) if self.name(column) == key]  # two names may share a hash
 
+    def find_all(self, keys: Sequence[str], hashes: np.ndarray) -> list[tuple[str, int]]:
+        """(key, column) of all these keys at once; ``hashes``: their ``key_hash`` as uint64."""
+        starts = np.searchsorted(self._hashes, hashes, "left").tolist()
+        ends = np.searchsorted(self._hashes, hashes, "right").tolist()
+        return [
+            (key, column)
+            for key, start, end in zip(keys, starts, ends, strict=True)
+            if start < end
+            for column in range(start, end)
+            if self.name(column) == key
+        ]
+
+    def all_names(self) -> list[str]:
+        """The name of each column, in their order. Of names in ASCII ten times faster than ``name`` one by one."""
+        starts = self.columns["name_at"].tolist()
+        ends = (self.columns["name_at"].astype(np.int64) + self.columns["name_bytes"]).tolist()
+        names = self._names
+        if names.isascii():
+            text = names.decode("ascii")
+            return [text[a:b] for a, b in zip(starts, ends, strict=True)]
+        return [names[a:b].decode() for a, b in zip(starts, ends, strict=True)]
+
     def keys(self) -> list[str]:
         return list(dict.fromkeys(self.name(column) for column in range(len(self.columns))))
 
@@ -273,6 +315,11 @@ class Axis:
     def is_rising(self) -> bool:
         """Neither records nor steps ever fall, so that a window of it is a slice."""
         return bool((self.records[1:] >= self.records[:-1]).all() and (self.steps[1:] >= self.steps[:-1]).all())
+
+    @functools.cached_property
+    def is_strict(self) -> bool:
+        """No two points have one step, and none has a lower one than a point before."""
+        return bool((self.steps[1:] > self.steps[:-1]).all())
 
     @property
     def nbytes(self) -> int:

@@ -1,0 +1,188 @@
+"""Pieces out of block objects: directories first, then only the columns asked for, in few reads, each decoded once for all threads."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from tracker.store import blocks, caches
+from tracker.store.blobs import MissingObject, blob_store
+from tracker.store.blocks import Axis, DamagedBlock, Directory
+from tracker.store.columns import Piece
+
+AT_ONCE = 16
+"""Objects of a remote store that are read side by side, over all requests of a process. From a folder one by one is faster."""
+WHOLE_BYTES = 256 * 2**10
+"""A remote object of at most this comes in one request: a second would cost more than its bytes."""
+
+BLOCKS_AT_ONCE = 256
+"""What is held of them undecoded stays below 64 MiB."""
+
+
+class BlockRow(NamedTuple):
+    object_key: str
+    directory_bytes: int
+    bytes: int
+    writer: str
+    run: str
+    first: int
+
+
+class BlockReader:
+    """Reads for one question. ``damaged`` collects what cannot be read; the rest is answered."""
+
+    def __init__(self) -> None:
+        self.damaged: list[DamagedBlock] = []
+        self._whole: dict[str, bytes] = {}
+
+    def directories(self, rows: Sequence[BlockRow]) -> Iterator[tuple[BlockRow, Directory]]:
+        """The directory of each block, in the order of ``rows``. Raises MissingObject."""
+        by_key = {row.object_key: row for row in rows}
+        with caches.directories.claim(by_key) as claims:
+            mine = [by_key[str(key)] for key in claims.mine]
+            for row, raw in _together(self._head, mine):
+                self._parsed(claims, row, raw)
+        for row in rows:
+            found = claims.found.get(row.object_key)
+            if found is None and row.object_key in claims.others:
+                try:
+                    found = claims.wait(row.object_key, lambda row=row: _sized(Directory(self._head(row))))  # type: ignore[misc]
+                except DamagedBlock as problem:
+                    self.damaged.append(problem.at(row.run, None, row.object_key))
+            if found is not None:
+                yield row, found
+
+    def _parsed(self, claims, row: BlockRow, raw: bytes) -> None:
+        try:
+            claims.made(row.object_key, *_sized(Directory(raw)))
+        except DamagedBlock as problem:
+            self.damaged.append(problem.at(row.run, None, row.object_key))
+
+    def _head(self, row: BlockRow) -> bytes:
+        size = blocks.HEAD.size + row.directory_bytes
+        if not (_is_remote() and row.bytes <= WHOLE_BYTES):
+            return blob_store().read(row.object_key, 0, size)
+        raw = self._whole[row.object_key] = blob_store().read(row.object_key, 0, row.bytes)
+        return raw
+
+    def pieces(
+        self, rows: Sequence[BlockRow], keys: Sequence[str], hashes: np.ndarray, lo_step: int, hi_step: int
+    ) -> Iterator[tuple[BlockRow, str, Piece]]:
+        """The columns of ``keys`` (``hashes``: their key_hash, uint64) on axes that overlap lo_step … hi_step. Raises MissingObject."""
+        for start in range(0, len(rows), BLOCKS_AT_ONCE):
+            yield from self._pieces(rows[start : start + BLOCKS_AT_ONCE], keys, hashes, lo_step, hi_step)
+            self._whole.clear()
+
+    def _pieces(self, rows: Sequence[BlockRow], keys: Sequence[str], hashes: np.ndarray, lo_step: int, hi_step: int):
+        wanted: list[tuple[BlockRow, Directory, str, int, int]] = []
+        for row, directory in self.directories(rows):
+            there = directory.find_all(keys, hashes)
+            if not there:
+                continue
+            axes = directory.columns["axis"][[column for _, column in there]]
+            overlap = (directory.axes["hi_step"][axes] >= lo_step) & (directory.axes["lo_step"][axes] <= hi_step)
+            for (key, column), axis, is_wanted in zip(there, axes.tolist(), overlap.tolist(), strict=True):
+                if is_wanted:
+                    wanted.append((row, directory, key, column, axis))
+        found = self._parts(wanted)
+        for row, _, key, column, axis in wanted:
+            points, values = found.get((row.object_key, "axis", axis)), found.get((row.object_key, "column", column))
+            if points is not None and values is not None:
+                yield row, key, Piece(points, values)
+
+    def last_record(self, row: BlockRow, directory: Directory, column: int) -> int:
+        """The greatest record of a column: of a key that lies on several axes of a block, which has the last value."""
+        axis = int(directory.columns["axis"][column])
+        found = self._parts([(row, directory, directory.name(column), column, axis)]).get((row.object_key, "axis", axis))
+        return row.first if found is None else int(found.records[-1])
+
+    def _parts(self, wanted: list[tuple[BlockRow, Directory, str, int, int]]) -> dict[Any, Any]:
+        """Every axis and column in ``wanted``, by (object key, what, index); what is damaged is left out."""
+        parts: dict[Any, tuple[BlockRow, Directory, str]] = {}
+        for row, directory, key, column, axis in wanted:
+            parts.setdefault((row.object_key, "axis", axis), (row, directory, key))
+            parts[row.object_key, "column", column] = (row, directory, key)
+        with caches.columns.claim(parts) as claims:
+            by_object: dict[str, list[Any]] = {}
+            for name in claims.mine:
+                by_object.setdefault(name[0], []).append(name)  # type: ignore[index]
+            jobs = [(parts[names[0]][1], names) for names in by_object.values()]
+            for (_, names), raws in _together(self._raw_parts, jobs):
+                for name, raw in zip(names, raws, strict=True):
+                    value = self._decoded(parts[name], name, raw)
+                    if value is not None:
+                        claims.made(name, value, value.nbytes + 200)
+        for name in claims.others:
+            row, directory, key = parts[name]
+            try:
+                claims.found[name] = claims.wait(name, lambda name=name: self._alone(parts[name], name))  # type: ignore[misc]
+            except DamagedBlock as problem:
+                self._note(row, key, problem)
+        return claims.found
+
+    def _raw_parts(self, job: tuple[Directory, list[Any]]) -> list[list[bytes]]:
+        directory, names = job
+        spans = [_spans(directory, name) for name in names]
+        flat = [span for some in spans for span in some]
+        object_key = names[0][0]
+        whole = self._whole.get(object_key)
+        raws = iter([whole[a:b] for a, b in flat] if whole is not None else blob_store().ranges(object_key, flat))
+        return [[next(raws) for _ in some] for some in spans]
+
+    def _decoded(self, part: tuple[BlockRow, Directory, str], name: Any, raw: list[bytes]) -> Any:
+        row, directory, key = part
+        try:
+            return _decode(directory, name, raw)
+        except DamagedBlock as problem:
+            self._note(row, key if name[1] == "column" else None, problem)
+            return None
+
+    def _note(self, row: BlockRow, key: str | None, problem: DamagedBlock) -> None:
+        self.damaged.append(problem.at(row.run, key, row.object_key))
+
+    def _alone(self, part: tuple[BlockRow, Directory, str], name: Any) -> tuple[Any, int]:
+        value = _decode(part[1], name, self._raw_parts((part[1], [name]))[0])
+        return value, value.nbytes + 200
+
+
+def _spans(directory: Directory, name: Any) -> list[tuple[int, int]]:
+    if name[1] == "axis":
+        return blocks.axis_spans(directory.axes[name[2]])
+    return [blocks.column_span(directory.columns[name[2]])]
+
+
+def _decode(directory: Directory, name: Any, raw: list[bytes]) -> Axis | np.ndarray:
+    if name[1] == "axis":
+        return blocks.decode_axis(directory, directory.axes[name[2]], raw)
+    return blocks.decode_column(directory.columns[name[2]], raw[0])
+
+
+def _sized(directory: Directory) -> tuple[Directory, int]:
+    return directory, directory.bytes
+
+
+def _is_remote() -> bool:
+    return getattr(blob_store(), "is_remote", False)
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(AT_ONCE, thread_name_prefix="block-reads")
+
+
+Job, Found = TypeVar("Job"), TypeVar("Found")
+
+
+def _together(read: Callable[[Job], Found], jobs: Iterable[Job]) -> Iterator[tuple[Job, Found]]:
+    """Each job with what it read, several at once where the store is far away."""
+    jobs = list(jobs)
+    if len(jobs) > 1 and _is_remote():
+        return zip(jobs, _pool().map(read, jobs), strict=True)
+    return ((job, read(job)) for job in jobs)
+
+
+__all__ = ["BlockReader", "BlockRow", "MissingObject"]
