@@ -20,7 +20,7 @@ from tracker.domain.errors import Invalid
 from tracker.domain.ids import is_id
 from tracker.domain.lineage import INHERITED, Fork, mark
 from tracker.models import KeyDefinition, MetricSummary, Run
-from tracker.services import lineage, lineage_clock, summaries
+from tracker.services import lineage, lineage_clock, overviews, summaries
 from tracker.services import ranks as rank_facts
 from tracker.store import reading
 from tracker.store.reading import Column, WriterInfo
@@ -139,12 +139,18 @@ def _answer(user, query: Query) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     ranks = query.ranks if isinstance(query.ranks, tuple) else None
     shifts = lineage_clock.shifts(runs, forks) if query.x == "relative" and forks else {}
     asked = _Asked(runs, keys, ranks, _step_window(query), forks, query.branch, shifts)
+    drawn: list[dict[str, Any]] = []
+    tails: dict[tuple[str, str], int] = {}
     if before is None:
-        columns, writers = asked.read()
-        tails: dict[tuple[str, str], int] = {}
+        drawn, left, seen = overviews.drawn(query, asked)  # series of many millions of points
+        columns, writers = [], seen
+        for part in left:
+            found_columns, its = part.read()
+            columns += found_columns
+            writers = {**its, **writers}  # the older snapshot's: a tail repeats rather than misses
     else:
         columns, writers, tails = _read_tail(asked, before)
-    entries = _entries(query, columns, writers, tails if before is not None else None)
+    entries = overviews.in_order(asked, drawn, _entries(query, columns, writers, tails if before is not None else None))
     return entries, {"cursor": _cursor(writers, _marks(runs, writers, forks)), "x": query.x}
 
 

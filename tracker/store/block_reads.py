@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from tracker.store import blocks, caches
 from tracker.store.blobs import MissingObject, blob_store
-from tracker.store.blocks import Axis, DamagedBlock, Directory
+from tracker.store.blocks import DamagedBlock, Directory
 from tracker.store.columns import Piece
 
 AT_ONCE = 16
@@ -101,11 +101,17 @@ class BlockReader:
         return row.first if found is None else int(found.records[-1])
 
     def _parts(self, wanted: list[tuple[BlockRow, Directory, str, int, int]]) -> dict[Any, Any]:
-        """Every axis and column in ``wanted``, by (object key, what, index); what is damaged is left out."""
         parts: dict[Any, tuple[BlockRow, Directory, str]] = {}
         for row, directory, key, column, axis in wanted:
             parts.setdefault((row.object_key, "axis", axis), (row, directory, key))
             parts[row.object_key, "column", column] = (row, directory, key)
+        return self.parts(parts)
+
+    def parts(self, parts: Mapping[Any, tuple[BlockRow, Directory, str]]) -> dict[Any, Any]:
+        """Each part decoded, by its name (object key, "axis" | "column" | "pyramid", which); what is damaged is left out.
+
+        ``parts``: for each name the block, its directory and the key it is wanted for. Raises MissingObject.
+        """
         with caches.columns.claim(parts) as claims:
             by_object: dict[str, list[Any]] = {}
             for name in claims.mine:
@@ -117,7 +123,7 @@ class BlockReader:
                     if value is not None:
                         claims.made(name, value, value.nbytes + 200)
         for name in claims.others:
-            row, directory, key = parts[name]
+            row, _, key = parts[name]
             try:
                 claims.found[name] = claims.wait(name, lambda name=name: self._alone(parts[name], name))  # type: ignore[misc]
             except DamagedBlock as problem:
@@ -152,10 +158,14 @@ class BlockReader:
 def _spans(directory: Directory, name: Any) -> list[tuple[int, int]]:
     if name[1] == "axis":
         return blocks.axis_spans(directory.axes[name[2]])
+    if name[1] == "pyramid":
+        return [blocks.pyramid_span(directory, name[2])]
     return [blocks.column_span(directory.columns[name[2]])]
 
 
-def _decode(directory: Directory, name: Any, raw: list[bytes]) -> Axis | np.ndarray:
+def _decode(directory: Directory, name: Any, raw: list[bytes]) -> Any:
+    if name[1] == "pyramid":
+        return blocks.decode_pyramid(directory, name[2], raw[0])
     if name[1] == "axis":
         return blocks.decode_axis(directory, directory.axes[name[2]], raw)
     return blocks.decode_column(directory.columns[name[2]], raw[0])

@@ -14,12 +14,15 @@ from pcodec import ChunkConfig, standalone
 
 from tracker.domain.errors import EncoreError
 from tracker.domain.ids import id_bytes, id_from_bytes
+from tracker.store import pyramid_codec as pyramid
 from tracker.store.wire import Dense, Sparse
 
 MAGIC = b"ENCOREB1"
 HEAD = struct.Struct("<8sIIIIQQ16sII")  # magic, D, axes, columns, names bytes, first, last, writer, crc, flags
 CHECKED = 56
 """Bytes of the head before its checksum, which covers them too."""
+HAS_PYRAMID = 1
+"""The flag of a block whose directory ends with the table of its pyramids."""
 RAW, PCODEC = 0, 1
 LEVEL = 5
 """Of pcodec: level 8 takes 1.7 times the CPU and saves 1 %."""
@@ -106,6 +109,10 @@ class _Builder:
         self.name_at: dict[str, tuple[int, int]] = {}
         self.data: list[bytes] = []
         self.at = 0
+        self.axis_pyramids: dict[int, bytes] = {}
+        self.column_pyramids: dict[int, bytes] = {}
+        """By place in ``columns`` before they are sorted."""
+        self.column_count = 0
 
     def _store(self, raw: bytes) -> tuple[int, int, int]:
         at = self.at
@@ -124,6 +131,8 @@ class _Builder:
         raws = [raw if codec == PCODEC else part.tobytes() for part, (_, raw) in zip(parts, packed, strict=True)]
         spans = [number for raw in raws for number in self._store(raw)]
         bounds = (steps.min(), steps.max(), times.min(), times.max())
+        if pyramid.has_pyramid(records, steps):
+            self.axis_pyramids[len(self.axes)] = pyramid.axis_bytes(pyramid.of_axis(parts[1], parts[2]), _pack)
         self.axes.append((len(steps), codec, (0, 0, 0), *spans, *bounds, 0))
         return len(self.axes) - 1
 
@@ -179,7 +188,11 @@ class _Builder:
             self.columns.append(entry)
 
     def _column(self, entry: np.ndarray, key: str, bits: np.ndarray, is_int: bool) -> None:
-        codec, raw = _pack(bits if is_int else bits.view("<f8"))
+        values = bits if is_int else bits.view("<f8")
+        codec, raw = _pack(values)
+        if self.axis_pyramids and int(entry[0]["axis"]) in self.axis_pyramids:
+            self.column_pyramids[self.column_count] = pyramid.column_bytes(pyramid.of_column(values), _pack)
+        self.column_count += 1
         at, size, crc = self._store(raw)
         name_at, name_bytes = self._name(key)
         entry[0]["hash"] = key_hash(key)
@@ -189,19 +202,38 @@ class _Builder:
     def finish(self, writer: str, first: int, last: int) -> Encoded:
         axes = np.array(self.axes, AXIS)
         columns = np.concatenate(self.columns) if self.columns else np.zeros(0, COLUMN)
-        columns = columns[np.lexsort((columns["axis"], columns["hash"]))]
+        order = np.lexsort((columns["axis"], columns["hash"]))
+        columns = columns[order]
         names = bytes(self.names) + bytes(-len(self.names) % 8)
-        directory_bytes = axes.nbytes + columns.nbytes + len(names)
+        table = self._pyramid_table(order)
+        directory_bytes = axes.nbytes + columns.nbytes + len(names) + table.nbytes
         shift = HEAD.size + directory_bytes
         columns["at"] += shift
         for name in ("records_at", "steps_at", "times_at"):
             axes[name] += shift
-        directory = axes.tobytes() + columns.tobytes() + names
+        table["at"] += shift
+        directory = axes.tobytes() + columns.tobytes() + names + table.tobytes()
+        flags = HAS_PYRAMID if len(table) else 0
         head = (MAGIC, directory_bytes, len(axes), len(columns), len(names), first, last, id_bytes(writer))
-        head = HEAD.pack(*head, zlib.crc32(directory, zlib.crc32(HEAD.pack(*head, 0, 0)[:CHECKED])), 0)
+        head = HEAD.pack(*head, zlib.crc32(directory, zlib.crc32(HEAD.pack(*head, 0, 0)[:CHECKED])), flags)
         lo, hi = (int(axes["lo_step"].min()), int(axes["hi_step"].max())) if len(axes) else (0, 0)
         points = int(columns["rows"].astype(np.int64).sum())
         return Encoded(b"".join([head, directory, *self.data]), directory_bytes, points, lo, hi)
+
+    def _pyramid_table(self, order: np.ndarray) -> np.ndarray:
+        """Stores the pyramids behind all columns, those of one axis side by side, so that a chart of many keys reads them in one go."""
+        rows = []
+        axis_of = np.concatenate([columns["axis"] for columns in self.columns]) if self.columns else np.zeros(0, "<u4")
+        place = np.argsort(order)
+        for axis, raw in self.axis_pyramids.items():
+            rows.append((pyramid.AXES + axis, *self._stored(raw)))
+            for column in np.flatnonzero(axis_of == axis).tolist():
+                rows.append((int(place[column]), *self._stored(self.column_pyramids[column])))
+        return np.sort(np.array(rows, pyramid.TABLE), order="what")
+
+    def _stored(self, raw: bytes) -> tuple[int, int, int, int]:
+        at, size, crc = self._store(raw)
+        return size, at, crc, 0
 
 
 def _pack(column: np.ndarray) -> tuple[int, bytes]:
@@ -254,9 +286,12 @@ class Directory:
         if len(head) < HEAD.size:
             raise DamagedBlock("fewer than 64 bytes")
         magic, size, axes, columns, names, self.first, self.last, writer, crc, flags = HEAD.unpack_from(head)
-        if magic != MAGIC or flags:
+        if magic != MAGIC or flags & ~HAS_PYRAMID:
             raise DamagedBlock(f"not a block of version 1: it begins with {magic!r}, flags {flags}")
-        if size != axes * AXIS.itemsize + columns * COLUMN.itemsize + names or len(head) < HEAD.size + size:
+        table_at = axes * AXIS.itemsize + columns * COLUMN.itemsize + names
+        rest = size - table_at
+        is_whole = rest >= 0 and rest % pyramid.TABLE.itemsize == 0 if flags & HAS_PYRAMID else rest == 0
+        if not is_whole or len(head) < HEAD.size + size:
             raise DamagedBlock("its directory is cut short")
         directory = head[HEAD.size : HEAD.size + size]
         if zlib.crc32(directory, zlib.crc32(head[:CHECKED])) != crc:
@@ -265,7 +300,8 @@ class Directory:
         self.axes = np.frombuffer(directory, AXIS, axes)
         self.columns = np.frombuffer(directory, COLUMN, columns, axes * AXIS.itemsize)
         self._hashes = np.ascontiguousarray(self.columns["hash"])
-        self._names = directory[size - names :] if names else b""
+        self._names = directory[table_at - names : table_at]
+        self.pyramids = np.frombuffer(directory, pyramid.TABLE, rest // pyramid.TABLE.itemsize, table_at)
         self.bytes = size + self._hashes.nbytes
 
     def name(self, column: int) -> str:
@@ -290,6 +326,11 @@ class Directory:
             for column in range(start, end)
             if self.name(column) == key
         ]
+
+    def pyramid(self, what: int) -> np.void | None:
+        """The table's row for a column's place, or ``pyramid_codec.AXES`` + an axis's; None where it has none."""
+        at = int(np.searchsorted(self.pyramids["what"], what)) if len(self.pyramids) else 0
+        return self.pyramids[at] if at < len(self.pyramids) and self.pyramids["what"][at] == what else None
 
     def all_names(self) -> list[str]:
         """The name of each column, in their order. Of names in ASCII ten times faster than ``name`` one by one."""
@@ -334,6 +375,13 @@ def column_span(entry) -> tuple[int, int]:
     return int(entry["at"]), int(entry["at"]) + int(entry["bytes"])
 
 
+def pyramid_span(directory: Directory, what: int) -> tuple[int, int]:
+    entry = directory.pyramid(what)
+    if entry is None:
+        raise DamagedBlock("its directory names no such pyramid")
+    return int(entry["at"]), int(entry["at"]) + int(entry["bytes"])
+
+
 def decode_axis(directory: Directory, entry, raws: list[bytes]) -> Axis:
     rows, codec = int(entry["rows"]), int(entry["codec"])
     crcs = [int(entry[f"{n}_crc"]) for n in ("records", "steps", "times")]
@@ -346,9 +394,27 @@ def decode_column(entry, raw: bytes) -> np.ndarray:
     return _unpack(raw, int(entry["crc"]), int(entry["codec"]), "<i8" if entry["type"] == I64 else "<f8", int(entry["rows"]))
 
 
+def decode_pyramid(directory: Directory, what: int, raw: bytes) -> pyramid.AxisEntries | pyramid.ColumnEntries:
+    """Of what ``directory.pyramid(what)`` names."""
+    entry = directory.pyramid(what)
+    if entry is None or zlib.crc32(raw) != int(entry["crc"]):
+        raise DamagedBlock("a pyramid's checksum is wrong")
+    try:
+        if what >= pyramid.AXES:
+            return pyramid.axis_from(raw, int(directory.axes["rows"][what - pyramid.AXES]), _unpacked)
+        column = directory.columns[what]
+        return pyramid.column_from(raw, int(column["rows"]), "<i8" if column["type"] == I64 else "<f8", _unpacked)
+    except (struct.error, ValueError) as problem:
+        raise DamagedBlock(f"a pyramid cannot be decoded: {problem}") from None
+
+
 def _unpack(raw: bytes, crc: int, codec: int, dtype: str, rows: int) -> np.ndarray:
     if zlib.crc32(raw) != crc:
         raise DamagedBlock("a column's checksum is wrong")
+    return _unpacked(raw, codec, dtype, rows)
+
+
+def _unpacked(raw: bytes, codec: int, dtype: str, rows: int) -> np.ndarray:
     if codec == RAW:
         if len(raw) != rows * np.dtype(dtype).itemsize:
             raise DamagedBlock("a column has another length than its rows")
