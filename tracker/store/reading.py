@@ -125,7 +125,9 @@ def last_values(run_ids: Sequence[str], keys: Sequence[str] | None = None) -> di
             names = list(keys_of(run)) if keys is None else keys
             for column in history([run], names):
                 at = -1 if column.order is None else int(column.order.max())
-                found[run, column.key, column.rank] = Last(int(column.steps[at]), column.values[at].item())
+                is_whole = column.bits is not None and column.is_int is not None and column.is_int[at]
+                value = int(column.bits[at]) if is_whole else column.values[at].item()  # type: ignore[index]
+                found[run, column.key, column.rank] = Last(int(column.steps[at]), value)
         return found
 
     return patiently(once)
