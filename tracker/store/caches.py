@@ -1,4 +1,8 @@
-"""What a process keeps decoded of the metric store: at most ``ENCORE_CACHE_MB`` in all, of which blocks' columns get the most."""
+"""What a process keeps of the metric store: at most ``ENCORE_CACHE_MB`` in all, the least recently used goes first.
+
+One memory for directories (by object key), columns, axes and pyramids (by object key, what and which), decoded hot segments (by writer and
+first record) and key lists (by run and hash): whichever a workload needs gets the room. All of it never changes under its key.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,9 @@ from django.conf import settings
 
 from tracker.store.cache import ByteCache
 
-_TOTAL = max(int(getattr(settings, "ENCORE_CACHE_MB", 384)), 1) * 2**20
-
-directories = ByteCache(_TOTAL // 6)
-columns = ByteCache(_TOTAL * 4 // 6)
-hot = ByteCache(_TOTAL // 6)
+directories = columns = hot = ByteCache(max(int(getattr(settings, "ENCORE_CACHE_MB", 384)), 1) * 2**20)
 
 
 def forget() -> None:
-    """Empty them (tests)."""
-    for cache in (directories, columns, hot):
-        cache.clear()
+    """Empty it (tests)."""
+    directories.clear()

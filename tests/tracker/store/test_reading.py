@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 
 import pytest
+from django.conf import settings
 from django.db import connections
 
 from tests.tracker.store import wire_writer as write
 from tracker.domain.errors import Unavailable
 from tracker.models import MetricBlock
-from tracker.services import compaction
+from tracker.services import compaction, metrics, summaries
 from tracker.store import block_reads, blocks, caches, reading
 from tracker.store.backends.base import StoreTrouble
 from tracker.store.blobs import blob_store, random_key
@@ -278,7 +279,8 @@ def test_caches_stay_within_their_bytes_and_drop_the_oldest():
     assert cache.get(5) is None
     cache.put("large", 1, 501)  # would push out half of what others use
     assert cache.get("large") is None
-    assert sum(each.most_bytes for each in (caches.directories, caches.columns, caches.hot)) <= 384 * 2**20
+    assert caches.columns is caches.directories is caches.hot
+    assert caches.columns.most_bytes == settings.ENCORE_CACHE_MB * 2**20
 
 
 def test_whoever_waits_for_a_maker_that_fails_makes_it_himself():
@@ -316,3 +318,13 @@ def test_integers_beyond_floats_are_exact_in_last_values(room):
     for _ in range(2):
         assert reading.last_values([writer.run_id], ["loss"]) == {(writer.run_id, "loss", 0): (1, -(2**63))}
         compaction.compact_run(writer.run_id, force=True)
+
+
+def test_every_key_of_a_very_wide_run_has_its_last_value(room):
+    """Beyond the 500 keys that have summaries the list of keys still says how many points and what came last."""
+    keys = tuple(f"layer/{n:03}" for n in range(520))
+    writer = room.writer()
+    send(room, writer, 0, 3, keys, "d" * 520)
+    summaries.summarise_run(writer.run_id)
+    told = {row["key"]: (row["count"], row["last"], row["last_step"]) for row in metrics.keys(writer.run)}
+    assert told == {key: (3, 2 + at / 4, 2) for at, key in enumerate(keys)}

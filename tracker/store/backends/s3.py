@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,8 @@ from tracker.store.backends.base import MissingObject, StoreTrouble, checked
 PART_BYTES = 16 * 2**20
 SMALL_GAP = 64 * 2**10
 """Two ranges nearer than this cost less as one request than as two."""
+RANGE_BYTES = 8 * 2**20
+"""More than this comes by several connections at once."""
 BODY_TRIES = 3
 _MISSING = {"404", "NoSuchKey", "NotFound"}
 
@@ -99,7 +102,7 @@ class S3:
         """Neighbours are read together, the rest at once by several connections."""
         joined: list[list[int]] = []
         for start, end in sorted(spans):
-            if joined and start - joined[-1][1] <= SMALL_GAP:
+            if joined and start - joined[-1][1] <= SMALL_GAP and (end <= joined[-1][1] or end - joined[-1][0] <= RANGE_BYTES):
                 joined[-1][1] = max(joined[-1][1], end)
             else:
                 joined.append([start, end])
@@ -107,7 +110,7 @@ class S3:
         parts = list(reads(lambda span: self.read(key, *span), joined))
         found = []
         for start, end in spans:
-            at = next(i for i, (a, b) in enumerate(joined) if a <= start and end <= b)
+            at = bisect.bisect_right(joined, [start, 2**63]) - 1
             found.append(parts[at][start - joined[at][0] : end - joined[at][0]])
         return found
 
