@@ -88,6 +88,11 @@ class HotBatch:
             SparseFrame(frame) if isinstance(frame, wire.Sparse) else DenseFrame(batch.run, frame) for frame in batch.frames if frame.points
         ]
 
+    @property
+    def index_bytes(self) -> int:
+        """About what finding keys in its sparse frames will take."""
+        return sum(200 * len(each.frame.keys) + 8 * len(each.frame.index) for each in self.frames if isinstance(each, SparseFrame))
+
     def pieces(self, keys: Sequence[str]) -> Iterator[tuple[str, Piece]]:
         for frame in self.frames:
             yield from frame.pieces(keys)
@@ -153,6 +158,7 @@ def _read(cursor, run: str, writer: str, firsts: list[int]) -> list[HotBatch]:
     def decoded(first: int) -> tuple[HotBatch, int]:
         encoding, body = bodies[first]
         raw = inflate(bytes(body), encoding)
-        return HotBatch(writer, wire.decode(raw, lookup)), len(raw) + 1000
+        batch = HotBatch(writer, wire.decode(raw, lookup))
+        return batch, len(raw) + 1000 + batch.index_bytes
 
     return [caches.hot.once((writer, first), lambda first=first: decoded(first)) for first in bodies]  # type: ignore[misc]
