@@ -89,26 +89,33 @@ class BlockReader:
                 if is_wanted:
                     wanted.append((row, directory, key, column, axis))
         found = self._parts(wanted)
-        for row, _, key, column, axis in wanted:
-            points, values = found.get((row.object_key, "axis", axis)), found.get((row.object_key, "column", column))
-            if points is not None and values is not None:
-                yield row, key, Piece(points, values)
+        for row, directory, key, column, axis in wanted:
+            try:
+                piece = piece_of(found, row.object_key, directory, column, axis)
+            except DamagedBlock as problem:
+                self._note(row, key, problem)
+                continue
+            if piece is not None:
+                yield row, key, piece
 
     def last_record(self, row: BlockRow, directory: Directory, column: int) -> int:
         """The greatest record of a column: of a key that lies on several axes of a block, which has the last value."""
         axis = int(directory.columns["axis"][column])
-        found = self._parts([(row, directory, directory.name(column), column, axis)]).get((row.object_key, "axis", axis))
-        return row.first if found is None else int(found.records[-1])
+        if (end := int(directory.axes["end"][axis])) and not directory.columns["sliced"][column]:
+            return directory.first + end - 1
+        found = self._parts([(row, directory, directory.name(column), column, axis)])
+        piece = piece_of(found, row.object_key, directory, column, axis)
+        return row.first if piece is None else int(piece.axis.records[-1])
 
     def _parts(self, wanted: list[tuple[BlockRow, Directory, str, int, int]]) -> dict[Any, Any]:
         parts: dict[Any, tuple[BlockRow, Directory, str]] = {}
         for row, directory, key, column, axis in wanted:
             parts.setdefault((row.object_key, "axis", axis), (row, directory, key))
-            parts[row.object_key, "column", column] = (row, directory, key)
+            parts[column_part(row.object_key, directory, column)] = (row, directory, key)
         return self.parts(parts)
 
     def parts(self, parts: Mapping[Any, tuple[BlockRow, Directory, str]]) -> dict[Any, Any]:
-        """Each part decoded, by its name (object key, "axis" | "column" | "pyramid", which); what is damaged is left out.
+        """Each part decoded, by its name (object key, "axis" | "column" | "shared" | "pyramid", which); what is damaged is left out.
 
         ``parts``: for each name the block, its directory and the key it is wanted for. Raises MissingObject.
         """
@@ -127,7 +134,7 @@ class BlockReader:
             try:
                 claims.found[name] = claims.wait(name, lambda name=name: self._alone(parts[name], name))  # type: ignore[misc]
             except DamagedBlock as problem:
-                self._note(row, key, problem)
+                self._note(row, _hurt_key(name, key), problem)
         return claims.found
 
     def _raw_parts(self, job: tuple[Directory, list[Any]]) -> list[list[bytes]]:
@@ -144,7 +151,7 @@ class BlockReader:
         try:
             return _decode(directory, name, raw)
         except DamagedBlock as problem:
-            self._note(row, key if name[1] == "column" else None, problem)
+            self._note(row, _hurt_key(name, key), problem)
             return None
 
     def _note(self, row: BlockRow, key: str | None, problem: DamagedBlock) -> None:
@@ -160,7 +167,7 @@ def _spans(directory: Directory, name: Any) -> list[tuple[int, int]]:
         return blocks.axis_spans(directory.axes[name[2]])
     if name[1] == "pyramid":
         return [blocks.pyramid_span(directory, name[2])]
-    return [blocks.column_span(directory.columns[name[2]])]
+    return [blocks.column_span(directory.columns[name[2] if name[1] == "column" else _sharing(directory, name[2])])]
 
 
 def _decode(directory: Directory, name: Any, raw: list[bytes]) -> Any:
@@ -168,7 +175,40 @@ def _decode(directory: Directory, name: Any, raw: list[bytes]) -> Any:
         return blocks.decode_pyramid(directory, name[2], raw[0])
     if name[1] == "axis":
         return blocks.decode_axis(directory, directory.axes[name[2]], raw)
+    if name[1] == "shared":
+        return blocks.decode_shared(directory.columns[_sharing(directory, name[2])], raw[0])
     return blocks.decode_column(directory.columns[name[2]], raw[0])
+
+
+def _hurt_key(name: Any, key: str) -> str | None:
+    """The one key that a damaged part is of; None where others may lie on it too."""
+    return key if name[1] == "column" else None
+
+
+def _sharing(directory: Directory, at: int) -> int:
+    """One of the columns that are slices of the values at this offset: any of them says how they are stored."""
+    return int(np.argmax(directory.columns["at"] == at))
+
+
+def column_part(object_key: str, directory: Directory, column: int) -> tuple[str, str, int]:
+    """The name of what holds a column's values; slices of the same values have the same, so that those are decoded once."""
+    if directory.columns["sliced"][column]:
+        return object_key, "shared", int(directory.columns["at"][column])
+    return object_key, "column", column
+
+
+def piece_of(parts: Mapping[Any, Any], object_key: str, directory: Directory, column: int, axis: int) -> Piece | None:
+    """A column with its axis out of what was read; None where either is damaged. Raises DamagedBlock where they do not fit."""
+    points, values = parts.get((object_key, "axis", axis)), parts.get(column_part(object_key, directory, column))
+    if points is None or values is None:
+        return None
+    entry = directory.columns[column]
+    if not entry["sliced"]:
+        return Piece(points, values)
+    start, end = int(entry["row"]), int(entry["row"]) + int(entry["rows"])
+    if end > min(len(values), len(points.steps)):
+        raise DamagedBlock("a column is longer than what it is a slice of")
+    return Piece(blocks.axis_of(points, entry), values[start:end])
 
 
 def _sized(directory: Directory) -> tuple[Directory, int]:

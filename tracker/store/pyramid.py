@@ -17,7 +17,7 @@ import numpy as np
 from tracker.domain.buckets import Buckets
 from tracker.domain.lineage import Fork
 from tracker.store import blocks, pyramid_codec, reading, rows
-from tracker.store.block_reads import BlockReader, BlockRow
+from tracker.store.block_reads import BlockReader, BlockRow, column_part, piece_of
 from tracker.store.blocks import Directory
 from tracker.store.columns import HI, LO, Piece, WriterInfo, cut
 from tracker.store.pyramid_codec import AXES, AxisEntries, ColumnEntries
@@ -204,11 +204,11 @@ class _Look:
                     continue
                 row, directory, column, axis = each.block
                 is_cut = each.lo < self.asked.lo_step or each.hi > self.asked.hi_step
-                names = [("pyramid", AXES + axis), ("pyramid", column)] if each.has_pyramid else []
+                names = [(row.object_key, "pyramid", AXES + axis), (row.object_key, "pyramid", column)] if each.has_pyramid else []
                 if is_cut or not each.has_pyramid:
-                    names += [("axis", axis), ("column", column)]
+                    names += [(row.object_key, "axis", axis), column_part(row.object_key, directory, column)]
                 for name in names:
-                    wanted.setdefault((row.object_key, *name), (row, directory, key))
+                    wanted.setdefault(name, (row, directory, key))
         parts = self.reader.parts(wanted)
         found = {}
         for name, mine in candidates.items():
@@ -224,9 +224,8 @@ class _Look:
         for each in mine:
             piece = each.piece
             if each.block is not None:
-                row, _, column, axis = each.block
-                got = [parts.get((row.object_key, kind, at)) for kind, at in (("axis", axis), ("column", column))]
-                piece = None if got[0] is None or got[1] is None else Piece(got[0], got[1])
+                row, directory, column, axis = each.block
+                piece = piece_of(parts, row.object_key, directory, column, axis)
             if each.has_pyramid:
                 assert each.block is not None
                 tops = parts.get((row.object_key, "pyramid", AXES + axis)), parts.get((row.object_key, "pyramid", column))

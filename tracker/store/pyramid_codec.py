@@ -17,6 +17,8 @@ LEAST_ROWS = 16_384
 TABLE = np.dtype([("what", "<u4"), ("bytes", "<u4"), ("at", "<u8"), ("crc", "<u4"), ("zero", "<u4")])
 """One row for each axis and column that has a pyramid: ``what`` is the column's place, or ``AXES`` + the axis's."""
 AXES = 2**31
+_COUNT = struct.Struct("<II")
+"""Behind the table, at the directory's end: its rows, and 0."""
 _AXIS_HEAD = struct.Struct("<BBHII")
 _COLUMN_HEAD = struct.Struct("<BBBBIII")
 Pack = Callable[[np.ndarray], tuple[int, bytes]]
@@ -57,6 +59,27 @@ class ColumnEntries:
     @property
     def nbytes(self) -> int:
         return 6 * self.sum.nbytes
+
+
+def table_bytes(rows: int) -> int:
+    return rows * TABLE.itemsize + _COUNT.size
+
+
+def with_count(table: np.ndarray) -> bytes:
+    return table.tobytes() + _COUNT.pack(len(table), 0)
+
+
+def without_table(directory: bytes, shift: int) -> tuple[bytes, np.ndarray]:
+    """The directory before the table, and the table; ``shift`` is added to its offsets. Raises ValueError."""
+    count = _COUNT.unpack_from(directory, len(directory) - _COUNT.size)[0] if len(directory) >= _COUNT.size else 0
+    start = len(directory) - table_bytes(count)
+    if start < 0 or not count:
+        raise ValueError("its table of pyramids is cut short")
+    table = np.frombuffer(directory, TABLE, count, start)
+    if shift:
+        table = table.copy()
+        table["at"] += np.uint64(shift)
+    return directory[:start], table
 
 
 def entries(rows: int) -> int:

@@ -72,13 +72,14 @@ def test_a_block_holds_its_batches_to_the_bit(dense_rows, sparse_rows):
     assert points_of(block.data) == expected
     assert block.points == len(expected)
     directory = blocks.Directory(block.data[: 64 + block.directory_bytes])
-    values = np.array([f for _, _, f, _ in dense_rows])
-    mine = next(c for c in directory.find("loss") if directory.columns[c]["axis"] == 0)
-    entry = directory.columns[mine]
-    assert entry["nan"] == np.isnan(values).sum()
-    assert entry["inf"] == np.isinf(values).sum()
+    told = [directory.columns[c] for c in directory.find("loss") if directory.columns[c]["type"] == blocks.F64]
+    values = np.array([p[5] for p in expected if p[1:3] == ("loss", "f")], "<i8").view("<f8")
+    assert sum(int(entry["rows"]) for entry in told) == len(values)
+    assert sum(int(entry["nan"]) for entry in told) == np.isnan(values).sum()
+    assert sum(int(entry["inf"]) for entry in told) == np.isinf(values).sum()
     if not np.isnan(values).all():
-        assert np.array([entry["min"], entry["max"]], "<i8").view("<f8").tolist() == [np.nanmin(values), np.nanmax(values)]
+        low, high = (np.array([entry[name] for entry in told], "<i8").view("<f8") for name in ("min", "max"))
+        assert [np.nanmin(low), np.nanmax(high)] == [np.nanmin(values), np.nanmax(values)]
     assert (block.lo_step, block.hi_step) == (min(p[3] for p in expected), max(p[3] for p in expected))
 
 
@@ -209,8 +210,9 @@ def test_trash_is_emptied_after_its_delay(room):
     writer = room.writer()
     room.simple(writer, 0, np.arange(100.0))
     compaction.compact_run(writer.run_id, force=True)
-    key = MetricBlock.objects.get(run=writer.run).object_key
-    assert compaction.discard_blocks(writer.run_id) == 1
+    block = MetricBlock.objects.get(run=writer.run)
+    key = block.object_key
+    assert compaction.discard_blocks(writer.run_id) == (1, block.bytes)
     assert compaction.sweep_trash() == 0
     MetricTrash.objects.update(delete_after=timezone.now() - timedelta(seconds=1))
     assert compaction.sweep_trash() == 1

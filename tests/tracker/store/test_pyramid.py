@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.tracker.store import wire_writer as write
 from tracker.domain import series_answer
 from tracker.models import MetricBlock
-from tracker.services import compaction, overviews, series
+from tracker.services import compaction, merging, overviews, series
 from tracker.store import blocks, pyramid, pyramid_codec, reading, wire
 from tracker.store.blobs import blob_store
 
@@ -24,8 +24,9 @@ RUN, WRITER = "a" * 26, "b" * 25 + "a"
 
 @pytest.fixture
 def short(monkeypatch):
-    """Pyramids from 512 rows on, so that a test of thousands of points has what service has of millions."""
+    """Pyramids from 512 rows on and axes of at most 750, so that a test of thousands of points has what service has of millions."""
     monkeypatch.setattr(pyramid_codec, "LEAST_ROWS", 512)
+    monkeypatch.setattr(blocks, "ROWS", 750)
 
 
 def values_at(n: int) -> list:
@@ -69,9 +70,13 @@ def check(found: pyramid.Overview, column: reading.Column, lo: int, hi: int) -> 
     assert (found.nan, found.inf) == (int(np.isnan(values).sum()), int(np.isinf(values).sum()))
 
 
-def test_overviews_equal_numpy_over_the_points_of_any_window(room, short):
+@pytest.mark.parametrize("merged", [False, True])
+def test_overviews_equal_numpy_over_the_points_of_any_window(room, short, monkeypatch, merged):
     """Blocks, a hot tail, NaN, infinities, integers; windows that begin and end anywhere: nothing is counted twice, left out or lost."""
     writer = long_run(room)
+    if merged:
+        monkeypatch.setattr(merging, "FAN", 4)
+        assert merging.merge_writer(writer.run_id, writer.id) == 1
     columns = {column.key: column for column in reading.history([writer.run_id], KEYS)}
     top = int(columns["loss"].steps[-1])
     draw = np.random.default_rng(5)
@@ -93,8 +98,8 @@ def test_entries_come_back_to_the_bit(values, is_int):
     array = np.array(values)
     column = np.nan_to_num(array, nan=7, posinf=2**62, neginf=-(2**62)).clip(-(2**62), 2**62).astype("<i8") if is_int else array
     made = pyramid_codec.of_column(column)
-    raw = pyramid_codec.column_bytes(made, blocks._pack)
-    back = pyramid_codec.column_from(raw, len(column), column.dtype.str, blocks._unpacked)
+    raw = pyramid_codec.column_bytes(made, blocks.pack)
+    back = pyramid_codec.column_from(raw, len(column), column.dtype.str, blocks.unpack)
     for name in ("min", "max", "first", "last", "sum", "nan", "inf"):
         assert getattr(back, name).tobytes() == getattr(made, name).tobytes()
     assert back.nan.sum() == (0 if is_int else np.isnan(array).sum())

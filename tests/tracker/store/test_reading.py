@@ -120,6 +120,40 @@ def test_a_damaged_directory_or_a_lost_object_leaves_other_runs_readable(room):
         reading.history([lost.run_id], ["loss"])
 
 
+def loose_run(room, names: int = 90):
+    """A block in which many short keys share columns."""
+    writer = room.writer()
+    rows = [(n, f"k{n % names:02}", "dq"[n % names == 7], n, BASE + n, n if n % names == 7 else n / 2) for n in range(3 * names)]
+    room.post(writer, write.batch(writer.run_id, writer.id, 0, len(rows) - 1, [write.sparse(0, rows)]))
+    compaction.compact_run(writer.run_id, force=True)
+    reading.forget()
+    return writer
+
+
+def test_keys_that_share_a_column_are_read_apart_and_decoded_together(room, monkeypatch):
+    """Fifty short keys of one shared column cost one decoding, and each has its own points."""
+    writer = loose_run(room)
+    shared, real = [], blocks.decode_shared
+    monkeypatch.setattr(blocks, "decode_shared", lambda *args: shared.append(1) or real(*args))
+    columns = reading.history([writer.run_id], [f"k{n:02}" for n in range(50)])
+    assert len(columns) == 50
+    assert len(shared) == 2  # of floats, and of the one key with integers
+    for n, column in enumerate(columns):
+        assert column.steps.tolist() == [n, n + 90, n + 180]
+        assert column.values.tolist() == [step if n == 7 else step / 2 for step in (n, n + 90, n + 180)]
+    assert reading.last_values([writer.run_id], ["k03"]) == {(writer.run_id, "k03", 0): (183, 91.5)}
+
+
+def test_damage_to_what_many_keys_share_hurts_them_all_and_none_is_cut_short(room):
+    writer = loose_run(room)
+    row = MetricBlock.objects.get(run=writer.run)
+    directory = blocks.Directory(blob_store().read(row.object_key))
+    flip(row.object_key, blocks.column_span(directory.columns[directory.find("k03")[0]])[0])
+    columns, _, damaged = reading.read_intact([writer.run_id], ["k03", "k04"])
+    assert columns == []
+    assert [(each.run, each.key) for each in damaged] == [(writer.run_id, None)]
+
+
 # -- keys and last values ----------------------------------------------------------------------------------------------------------------
 
 
