@@ -115,11 +115,8 @@ class _Stretch(NamedTuple):
     writer: str
     block: tuple[BlockRow, Directory, int, int] | None
     """With column and axis."""
+    has_pyramid: bool = False
     piece: Piece | None = None
-
-    @property
-    def has_pyramid(self) -> bool:
-        return self.block is not None and self.block[1].pyramid(AXES + self.block[3]) is not None
 
 
 @dataclass
@@ -129,7 +126,11 @@ class _Entries:
     axes: list[AxisEntries] = field(default_factory=list)
     columns: list[ColumnEntries] = field(default_factory=list)
 
-    def add(self, axis: AxisEntries, column: ColumnEntries, chosen: Any = slice(None)) -> None:
+    def add(self, axis: AxisEntries, column: ColumnEntries, chosen: slice | None = None) -> None:
+        if chosen is None:
+            self.axes.append(axis)
+            self.columns.append(column)
+            return
         self.axes.append(AxisEntries(*(getattr(axis, name)[chosen] for name in AxisEntries.__dataclass_fields__)))
         self.columns.append(ColumnEntries(*(getattr(column, name)[chosen] for name in ColumnEntries.__dataclass_fields__)))
 
@@ -141,7 +142,7 @@ class _Entries:
         return np.concatenate([getattr(axis, name) for axis in self.axes])
 
     def of_columns(self, name: str, dtype: str = "f8") -> np.ndarray:
-        return np.concatenate([getattr(column, name).astype(dtype) for column in self.columns])
+        return np.concatenate([getattr(column, name) for column in self.columns], dtype=dtype, casting="unsafe")
 
 
 class _Look:
@@ -168,13 +169,15 @@ class _Look:
         keys = asked.keys or ()
         hashes = np.array([blocks.key_hash(key) for key in keys], np.uint64)
         for row, directory in self.reader.directories([row for row in snapshot.blocks if row.run not in snapshot.plans]):
-            for key, column in directory.find_all(keys, hashes):
-                axis = int(directory.columns["axis"][column])
-                entry = directory.axes[axis]
-                lo, hi = int(entry["lo_step"]), int(entry["hi_step"])
+            there = directory.find_all(keys, hashes)
+            axes = directory.columns["axis"][[column for _, column in there]] if there else np.zeros(0, "<u4")
+            its = directory.axes[axes]
+            has_pyramid = np.isin(axes + np.uint32(AXES), directory.pyramids["what"]).tolist()
+            rank = snapshot.writers[row.writer].rank
+            bounds = zip(its["lo_step"].tolist(), its["hi_step"].tolist(), its["rows"].tolist(), axes.tolist(), has_pyramid, strict=True)
+            for (key, column), (lo, hi, count, axis, has) in zip(there, bounds, strict=True):
                 if hi >= asked.lo_step and lo <= asked.hi_step:
-                    name = row.run, key, snapshot.writers[row.writer].rank
-                    yield name, _Stretch(lo, hi, int(entry["rows"]), row.writer, (row, directory, column, axis))
+                    yield (row.run, key, rank), _Stretch(lo, hi, count, row.writer, (row, directory, column, axis), has)
         for batch in snapshot.hot:
             info = snapshot.writers[batch.writer]
             if info.run in snapshot.plans:
@@ -183,7 +186,7 @@ class _Look:
                 steps = piece.axis.steps
                 lo, hi = int(steps.min()), int(steps.max())
                 if hi >= asked.lo_step and lo <= asked.hi_step:
-                    yield (info.run, key, info.rank), _Stretch(lo, hi, len(steps), batch.writer, None, piece)
+                    yield (info.run, key, info.rank), _Stretch(lo, hi, len(steps), batch.writer, None, False, piece)
 
     def _is_a_line(self, mine: list[_Stretch]) -> bool:
         """Whether its stretches follow one another, none is known to fall back, and it is long enough."""
@@ -223,11 +226,12 @@ class _Look:
         lo, hi = self.asked.lo_step, self.asked.hi_step
         for each in mine:
             piece = each.piece
-            if each.block is not None:
+            if each.block is not None and not (each.has_pyramid and lo <= each.lo and each.hi <= hi):
                 row, directory, column, axis = each.block
                 piece = piece_of(parts, row.object_key, directory, column, axis)
             if each.has_pyramid:
                 assert each.block is not None
+                row, _, column, axis = each.block
                 tops = parts.get((row.object_key, "pyramid", AXES + axis)), parts.get((row.object_key, "pyramid", column))
                 if tops[0] is None or tops[1] is None:
                     return None
