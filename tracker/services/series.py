@@ -17,10 +17,12 @@ from tracker.domain.asked import branch_of
 from tracker.domain.errors import Invalid
 from tracker.domain.series_query import MOST_SERIES, Query, parse
 from tracker.models import Run
-from tracker.services import lineage_clock, sealed, series_cursor, series_lines, series_read, series_runs, series_shape
+from tracker.services import lineage_clock, sealed, series_cursor, series_lines, series_portions, series_read, series_runs, series_shape
 from tracker.services.series_keys import is_pattern, keys_of_runs
+from tracker.services.series_portions import Portion
 from tracker.services.series_read import Found
 from tracker.services.series_runs import Plan
+from tracker.store.reading import WriterInfo
 
 MOST_SEALED = 200
 """Of more runs it is not looked up whether their answer may be kept for good."""
@@ -84,14 +86,27 @@ def _answer(question: Question) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         if series_cursor.nothing_came(plan, before):
             return [], {"cursor": query.since, **fields}
     asked = series_read.asked_of(plan, question.keys, question.shifts)
-    # (whole pyramids may be told here, before all points are read)
-    found = series_read.read(asked) if before is None else series_read.read_tail(plan, asked, before)
-    histories = series_cursor.histories_of(plan, found.writers)
-    if before is not None and not before.is_of(histories, plan.runs):
-        # An attempt went back, or an ancestor came or went: what the client has is no longer the history.
-        return [], {"cursor": query.since, **fields, "reset": True}
-    entries, told = _entries(question, found)
-    return entries, {"cursor": series_cursor.of(found.writers, histories).text(), **fields, **told}
+    portions = series_portions.portions(plan, asked, question.keys)
+    entries: list[dict[str, Any]] = []
+    writers: dict[str, WriterInfo] = {}
+    told: dict[str, int] = {}
+    for portion in portions.all:
+        # (whole pyramids may be told here, before all points are read)
+        found = series_read.read(portion.asked) if before is None else series_read.read_tail(plan, portion.asked, before)
+        if before is not None and not before.is_of(series_cursor.histories_of(plan, found.writers), portion.asked.runs):
+            # An attempt went back, or an ancestor came or went: what the client has is no longer the history.
+            return [], {"cursor": query.since, **fields, "reset": True}
+        drawn, told = _entries(plan, portion, found, portions.lines)
+        entries += drawn
+        writers = {**found.writers, **writers}  # the first look's: what came since is told again the next time
+        if len(entries) > MOST_SERIES:
+            raise Invalid(
+                f"This asks for more than {MOST_SERIES} series, which is the most that are answered: name fewer runs, keys or ranks."
+            )
+    histories = series_cursor.histories_of(plan, writers)
+    for name in ("n", "drawn"):
+        told[name] = sum(entry.get(name, 0) for entry in entries)
+    return entries, {"cursor": series_cursor.of(plan, writers, histories).text(), **fields, **told}
 
 
 def _told(plan: Plan) -> dict[str, Any]:
@@ -100,12 +115,11 @@ def _told(plan: Plan) -> dict[str, Any]:
     return {"x": x, "runs": plan.runs} if plan.query.which is not None else {"x": x}
 
 
-def _entries(question: Question, found: Found) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    plan = question.plan
+def _entries(plan: Plan, portion: Portion, found: Found, expected: int | None) -> tuple[list[dict[str, Any]], dict[str, int]]:
     query = plan.query
-    lines = series_lines.lines_of(plan, found, question.keys)
+    lines = series_lines.lines_of(plan, found, portion.keys)
     groups = len(plan.groups) * len({line.key for line in lines})
-    room = series_shape.room_for(query, len(lines) if query.groups is None else groups)
+    room = series_shape.room_for(query, max(expected or 0, len(lines) if query.groups is None else groups))
     if query.groups is not None:
         window = (-math.inf if query.lo is None else query.lo, math.inf if query.hi is None else query.hi)
         lines = series_lines.together(plan, lines, window, room.buckets)
@@ -122,16 +136,14 @@ def _entries(question: Question, found: Found) -> tuple[list[dict[str, Any]], di
             lowest = min(lows)
         if (entry := series_shape.entry(query, line, room, lowest)) is not None:
             entries.append(entry)
-    told = {"buckets": room.buckets, "points": room.points, "n": sum(e["n"] for e in entries), "drawn": sum(e["drawn"] for e in entries)}
-    return entries + _broken(question, found), told
+    return entries + _broken(query, portion.keys, found), {"buckets": room.buckets, "points": room.points}
 
 
-def _broken(question: Question, found: Found) -> list[dict[str, Any]]:
+def _broken(query: Query, keys: list[str], found: Found) -> list[dict[str, Any]]:
     """In the place of a series that cannot be read: why. Without its x no line of a run can be drawn."""
-    x_key = question.plan.query.x_key
     whys: dict[tuple[str, str], str] = {}
     for (run, key), why in found.broken.items():
-        for name in question.keys if key == x_key else [key]:
+        for name in keys if key == query.x_key else [key]:
             whys.setdefault((run, name), why)
     return [{"run": run, "key": key, "rank": None, "error": why} for (run, key), why in whys.items()]
 

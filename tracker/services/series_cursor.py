@@ -26,11 +26,13 @@ _SHORT = 10  # base32 characters of an id that tell it apart: 50 bits; of two al
 
 @dataclass
 class Cursor:
-    """By the short id: each writer's next record; each stitched run's history; each run's (writers, sum of next)."""
+    """By the short id: each writer's next record; each stitched run's history; each run's (writers, sum of next). ``forks``: who inherits
+    from whom, as one number."""
 
     writers: dict[str, int] = field(default_factory=dict)
     histories: dict[str, int] = field(default_factory=dict)
     totals: dict[str, tuple[int, int]] = field(default_factory=dict)
+    forks: int = 0
 
     def since(self, writers: Mapping[str, WriterInfo]) -> dict[str, int]:
         """For ``reading.read``."""
@@ -42,12 +44,12 @@ class Cursor:
         return all(self.histories.get(run[:_SHORT]) == histories.get(run) for run in runs if run[:_SHORT] in known)
 
     def text(self) -> str:
-        told = json.dumps([self.writers, self.histories, self.totals], separators=(",", ":"))
+        told = json.dumps([self.writers, self.histories, self.totals, self.forks], separators=(",", ":"))
         return base64.urlsafe_b64encode(zlib.compress(told.encode(), 1)).decode().rstrip("=")
 
 
-def of(writers: Mapping[str, WriterInfo], histories: Mapping[str, int]) -> Cursor:
-    found = Cursor()
+def of(plan: Plan, writers: Mapping[str, WriterInfo], histories: Mapping[str, int]) -> Cursor:
+    found = Cursor(forks=_forks(plan))
     for name in sorted(writers):
         info = writers[name]
         short, run = name[:_SHORT], info.run[:_SHORT]
@@ -56,6 +58,12 @@ def of(writers: Mapping[str, WriterInfo], histories: Mapping[str, int]) -> Curso
         found.totals[run] = count + 1, total + info.next
     found.histories = {run[:_SHORT]: number for run, number in sorted(histories.items())}
     return found
+
+
+def _forks(plan: Plan) -> int:
+    if not plan.forks:
+        return 0
+    return int.from_bytes(hashlib.blake2b(repr(sorted(plan.forks.items())).encode(), digest_size=6).digest(), "little")
 
 
 def histories_of(plan: Plan, writers: Mapping[str, WriterInfo]) -> dict[str, int]:
@@ -69,24 +77,28 @@ def read(text: str) -> Cursor:
         packed = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
         inflater = zlib.decompressobj()
         told = json.loads(inflater.decompress(packed, MOST_BYTES))
-        if inflater.unconsumed_tail or not isinstance(told, list) or len(told) != 3 or not all(isinstance(part, dict) for part in told):
+        if inflater.unconsumed_tail or not isinstance(told, list) or len(told) != 4 or not _is_whole(told[3]):
             raise ValueError
-        writers, histories, totals = told
+        writers, histories, totals, forks = told
+        if not all(isinstance(part, dict) for part in told[:3]):
+            raise ValueError
         if not all(_is_whole(n) for part in (writers, histories) for n in part.values()):
             raise ValueError
         if not all(isinstance(pair, list) and len(pair) == 2 and all(map(_is_whole, pair)) for pair in totals.values()):
             raise ValueError
     except (ValueError, RecursionError, zlib.error):
         raise Invalid("since is no cursor of an earlier answer: ask once without it.", since="malformed") from None
-    return Cursor(writers, histories, {run: (pair[0], pair[1]) for run, pair in totals.items()})
+    return Cursor(writers, histories, {run: (pair[0], pair[1]) for run, pair in totals.items()}, forks)
 
 
 def _is_whole(found: object) -> bool:
-    return isinstance(found, int) and not isinstance(found, bool)
+    return isinstance(found, int) and not isinstance(found, bool) and 0 <= found < 2**62
 
 
 def nothing_came(plan: Plan, before: Cursor) -> bool:
     """Whether all runs and their ancestors stand where they stood, and nobody opened a writer."""
+    if before.forks != _forks(plan):
+        return False
     names = reading.with_ancestors(plan.runs, plan.forks)
     now = _totals(names)
     return all(now.get(run) == before.totals.get(run[:_SHORT]) for run in names)

@@ -216,7 +216,7 @@ def _group(query: Query, own: list[Line], window: tuple[float, float], buckets: 
         hi = min(window[1], max(float(line.x[-1]) for line in inside))
         found = across.on_grid([(line.x, line.y) for line in own], lo, hi, buckets, how)
         x, steps = found.x, np.zeros(0, "i8")
-    more = {"lo": found.lo, "hi": found.hi, "min": found.min, "max": found.max, "runs": found.runs}
+    more = {"lo": found.lo, "hi": found.hi, "min": found.min, "max": found.max, "members": found.runs}
     if found.spread is not None:
         more["spread"] = found.spread
     told = {
