@@ -26,8 +26,9 @@ def series(request: HttpRequest, user, token) -> HttpResponse:
     question = service.ask(user=user, query=queries.parameter(request) if is_get else queries.body(request))
     as_json = "application/json" in request.headers.get("Accept", "")
     encoding = packing.choose(request)
-    tag = question.tag + ("j" if as_json else "") + encoding[:1]
-    if _is_known(request.headers.get("If-None-Match", ""), tag):
+    # A tail is asked for once: looking for its tag would cost more than most polls.
+    tag = question.tag + ("j" if as_json else "") + encoding[:1] if question.plan.query.since is None else ""
+    if tag and _is_known(request.headers.get("If-None-Match", ""), tag):
         response = HttpResponse(status=304)
     else:
         found = question.answer(as_json=as_json)
@@ -36,7 +37,8 @@ def series(request: HttpRequest, user, token) -> HttpResponse:
         response = HttpResponse(body, content_type="application/json" if as_json else CONTENT_TYPE)
         if encoding:
             response["Content-Encoding"] = encoding
-    response["ETag"] = f'"{tag}"'
+    if tag:
+        response["ETag"] = f'"{tag}"'
     response["Cache-Control"] = _kept(question, request) if is_get else LOOK_AGAIN
     response["Vary"] = "Accept, Accept-Encoding, Cookie, Authorization"
     return response
