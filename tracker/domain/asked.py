@@ -66,7 +66,7 @@ def number(query: Query, name: str) -> float | None:
         return None
     if not isinstance(found, int | float) or isinstance(found, bool) or not math.isfinite(_float(found)):
         raise wrong(name, "malformed", f"{name} is a finite number.")
-    return found
+    return found if abs(found) < 2**63 else float(found)
 
 
 def whole(query: Query, name: str, low: int, high: int, default: int | None = None) -> int | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,9 @@ from tracker.services.series_read import Found
 from tracker.services.series_runs import Plan
 from tracker.store.reading import WriterInfo
 
-MOST_SEALED = 200
+MOST_SECONDS = 60
+"""Of reading for one answer: who asks for ten thousand million points gets words, and the server its thread back."""
+MOST_SEALED = 100
 """Of more runs it is not looked up whether their answer may be kept for good."""
 
 
@@ -69,7 +72,7 @@ class Question:
         names = series_read.reading.with_ancestors(self.plan.runs, self.plan.forks)
         if len(self.plan.runs) < len(query.runs) or not names:
             return False
-        return all(sealed.is_sealed(run) for run in Run.objects.filter(id__in=names).only("id", "state"))
+        return all(sealed.is_sealed(run) for run in Run.objects.filter(id__in=names).defer("config", "summary", "notes"))
 
     def answer(self, *, as_json: bool = False) -> bytes | dict[str, Any]:
         entries, fields = _answer(self)
@@ -90,7 +93,11 @@ def _answer(question: Question) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     entries: list[dict[str, Any]] = []
     writers: dict[str, WriterInfo] = {}
     told: dict[str, int] = {}
-    for portion in portions.all:
+    until = time.monotonic() + MOST_SECONDS
+    for number, portion in enumerate(portions.all):
+        if number and time.monotonic() > until:
+            words = f"Only {number} of {len(portions.all)} portions were read in {MOST_SECONDS} s"
+            raise Invalid(f"{words}: ask for fewer runs or keys, or for a window (from, to) along steps.")
         # (whole pyramids may be told here, before all points are read)
         found = series_read.read(portion.asked) if before is None else series_read.read_tail(plan, portion.asked, before)
         if before is not None and not before.is_of(series_cursor.histories_of(plan, found.writers), portion.asked.runs):

@@ -174,6 +174,14 @@ def test_an_answer_that_is_read_in_portions_is_the_same(room, three, monkeypatch
         assert series.answer(user=room.user, query={**query, "since": parts["cursor"]}, as_json=True)["series"] == []
 
 
+def test_a_question_that_reads_for_too_long_is_refused_with_what_to_do(room, three, monkeypatch):
+    monkeypatch.setattr(series_portions, "FEW", 0)
+    monkeypatch.setattr(series_portions, "POINTS_AT_ONCE", 1)
+    monkeypatch.setattr(series, "MOST_SECONDS", -1)
+    with pytest.raises(Invalid, match="fewer runs or keys"):
+        ask(room, three)
+
+
 @pytest.mark.parametrize("buckets", [1000, 4])
 def test_groups_by_config_equal_numpy_at_every_step(room, three, buckets):
     answer = ask(room, three, group_by="config.lr", buckets=buckets)
