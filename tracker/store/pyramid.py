@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tracker.domain import odd
 from tracker.domain.buckets import Buckets
 from tracker.domain.lineage import Fork
 from tracker.store import blocks, pyramid_codec, reading, rows
@@ -27,6 +28,8 @@ LEAST_POINTS = 2_000_000
 """A series of fewer points in the window is read in full, in some ten milliseconds, and its buckets have edges to the step."""
 ENTRIES_A_BUCKET = 2
 """Where there are fewer entries, buckets would be coarser than what was asked for."""
+MOST_ODD_COLUMNS = 64
+"""Stretches with NaN or infinities whose points are read to say where those are; a series of more of them is read in full."""
 MOST_LOOSE = 1_000_000
 """Points that lie in no pyramid (hot ones, short blocks) and are read for a series all the same."""
 
@@ -38,6 +41,8 @@ class Overview(Buckets):
     n: int = 0
     nan: int = 0
     inf: int = 0
+    odd: tuple[np.ndarray, np.ndarray] = field(default_factory=lambda: (np.zeros(0), np.zeros(0, "u4")))
+    """(x, kind) of the points that are NaN or infinite, as ``domain.odd.found`` tells them."""
     attempts: tuple[int, ...] = ()
 
 
@@ -216,9 +221,49 @@ class _Look:
         found = {}
         for name, mine in candidates.items():
             entries = self._entries(mine, parts)
-            if entries is not None and (overview := self._buckets(entries, mine)) is not None:
-                found[name] = overview
+            if entries is None or (overview := self._buckets(entries, mine)) is None:
+                continue
+            if (overview.nan or overview.inf) and (where := self._odd_of(name[1], mine, parts)) is None:
+                continue
+            if overview.nan or overview.inf:
+                assert where is not None
+                overview.odd = where
+            found[name] = overview
         return found
+
+    def _odd_of(self, key: str, mine: list[_Stretch], parts: Mapping[Any, Any]) -> tuple[np.ndarray, np.ndarray] | None:
+        """Where the NaN and infinities are, out of the points of those stretches that have any; None where these are too many."""
+        wanted: dict[Any, tuple[BlockRow, Directory, str]] = {}
+        some = []
+        for each in mine:
+            if each.block is not None and each.has_pyramid:
+                row, directory, column, axis = each.block
+                entry = directory.columns[column]
+                if not entry["nan"] and not entry["inf"]:
+                    continue
+                for name in ((row.object_key, "axis", axis), column_part(row.object_key, directory, column)):
+                    wanted[name] = (row, directory, key)
+            some.append(each)
+        if len(wanted) > 2 * MOST_ODD_COLUMNS:
+            return None
+        parts = {**parts, **self.reader.parts(wanted)}
+        found = []
+        for each in some:
+            piece = each.piece if each.block is None else self._piece(each.block, parts)
+            if piece is None:
+                return None
+            points, chosen = cut(piece.axis, 0, self.asked.lo_step, self.asked.hi_step)
+            values = piece.values if chosen is None else piece.values[chosen]
+            found.append(odd.found(points.steps.astype("f8"), values.astype("f8")))
+        return np.concatenate([x for x, _ in found]), np.concatenate([kinds for _, kinds in found])
+
+    @staticmethod
+    def _piece(block: tuple[BlockRow, Directory, int, int], parts: Mapping[Any, Any]) -> Piece | None:
+        row, directory, column, axis = block
+        try:
+            return piece_of(parts, row.object_key, directory, column, axis)
+        except blocks.DamagedBlock:
+            return None  # the full read says it
 
     def _entries(self, mine: list[_Stretch], parts: Mapping[Any, Any]) -> _Entries | None:
         """None where a part is damaged or a loose stretch turns out to fall back."""
@@ -227,8 +272,7 @@ class _Look:
         for each in mine:
             piece = each.piece
             if each.block is not None and not (each.has_pyramid and lo <= each.lo and each.hi <= hi):
-                row, directory, column, axis = each.block
-                piece = piece_of(parts, row.object_key, directory, column, axis)
+                piece = self._piece(each.block, parts)
             if each.has_pyramid:
                 assert each.block is not None
                 row, _, column, axis = each.block

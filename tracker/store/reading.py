@@ -22,12 +22,12 @@ from tracker.store.block_reads import BlockReader
 from tracker.store.blocks import DamagedBlock
 from tracker.store.columns import ALL, CURRENT, HI, LO, Column, Line, Piece, WriterInfo
 from tracker.store.key_reads import Last, keys_of_snapshot, lasts_of_snapshot
-from tracker.store.snapshot import Asked, Snapshot, plans_of, with_ancestors, writers_of
+from tracker.store.snapshot import RUNS_AT_ONCE, Asked, Snapshot, plans_of, with_ancestors, writers_of
 from tracker.store.stitching import Stitcher
 
 __all__ = [
-    "ALL", "CURRENT", "HI", "LO", "Column", "DamagedBlock", "Last", "Line", "WriterInfo", "forget", "history", "keys_of", "last_values",
-    "plans_of", "read", "read_intact", "with_ancestors", "writers_of",
+    "ALL", "CURRENT", "HI", "LO", "RUNS_AT_ONCE", "Column", "DamagedBlock", "Last", "Line", "WriterInfo", "forget", "history",
+    "keys_of", "last_values", "plans_of", "read", "read_intact", "with_ancestors", "writers_of",
 ]  # fmt: skip
 TRIES = 3
 PAUSE_SECONDS = 0.1
