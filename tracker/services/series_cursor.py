@@ -21,6 +21,7 @@ from tracker.store import reading, rows
 from tracker.store.reading import WriterInfo
 
 MOST_BYTES = 8 * 2**20
+_RUNS_AT_ONCE = 500
 _SHORT = 10  # base32 characters of an id that tell it apart: 50 bits; of two alike the lower record counts
 
 
@@ -140,4 +141,4 @@ def tag(plan: Plan, keys: Sequence[str], shifts: Mapping) -> str:
 
 
 def _portions(names: Sequence[str]) -> Iterable[list[str]]:
-    return (list(names[at : at + reading.RUNS_AT_ONCE]) for at in range(0, len(names), reading.RUNS_AT_ONCE))
+    return (list(names[at : at + _RUNS_AT_ONCE]) for at in range(0, len(names), _RUNS_AT_ONCE))

@@ -199,7 +199,7 @@ def test_the_cursor_of_many_writers_stays_small_and_brings_what_came(room):
 
 def test_a_hostile_cursor_is_refused(room):
     deep = "[" * 100_000
-    bomb = zlib.compress(b"[" + b" " * 50_000_000 + b"]", 9)
+    bomb = zlib.compress(b"[" + b" " * 20_000_000 + b"]", 9)
     wrong = [b"{}", b"[1,2,3,4]", b'[{"a":"b"},{},{},0]', b'[{"a":1e999},{},{},0]', b'[{"a":%d},{},{},0]' % 10**30, b'[{},{},{"a":[1]},0]']
     for raw in (b"", b"x", bomb, *map(zlib.compress, (deep.encode(), *wrong))):
         text = base64.urlsafe_b64encode(raw).decode().rstrip("=")

@@ -75,7 +75,7 @@ EVENTS = st.lists(
 @given(st.sampled_from(QUERIES), EVENTS)
 @example({"branch": "all"}, [("log", 0, 0, "both", 4), ("log", 0, 4, "both", 4), ("rewind", 3), ("log", 0, 4, "loss", 2), ("compact",)])
 @example({"x": {"metric": "tokens"}}, [("log", 0, 0, "loss", 4), ("log", 1, 0, "tokens", 2), ("compact",), ("log", 1, 2, "both", 1)])
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_chart_that_polls_has_what_a_fresh_one_has(room, query, events):
     """Through late and repeated steps, other ranks, compaction, a resume, a rewind."""
     run = room.run()
