@@ -192,6 +192,7 @@ ENCORE_COLD = {
     "class": os.environ.get("ENCORE_COLD_S3_CLASS", ""),
 }
 ENCORE_TRASH_DAYS = 7
+ENCORE_CACHE_MB = int(os.environ.get("ENCORE_CACHE_MB", "384"))  # of each process: what it keeps decoded of the metric store
 ENCORE_SILENT_SECONDS = int(os.environ.get("ENCORE_SILENT_SECONDS", "60"))
 """A run whose sender said nothing for so long is crashed."""
 

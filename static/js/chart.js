@@ -308,26 +308,34 @@
       const foot = to.top + to.height - 6 * ratio;
       ctx.strokeStyle = ctx.fillStyle = line.colour;
       ctx.lineWidth = 1.5 * ratio;
-      let before = -Infinity;
-      for (let i = 0; i < line.x.length; i += 1) {
-        const value = line.base[i];
-        if (Number.isFinite(value)) continue;
-        const x = to.px(line.x[i]);
-        if (x - before < 5 * ratio) continue;
-        before = x;
+      const seen = [-Infinity, -Infinity, -Infinity];
+      const mark = (at, value) => {
+        const x = to.px(at);
+        const kind = Number.isNaN(value) ? 0 : value > 0 ? 1 : 2;
+        if (x - seen[kind] < 5 * ratio) return;
+        seen[kind] = x;
         const r = 3 * ratio;
         ctx.beginPath();
-        if (Number.isNaN(value)) {
+        if (kind === 0) {
           ctx.moveTo(x - r, foot - r); ctx.lineTo(x + r, foot + r); ctx.moveTo(x + r, foot - r); ctx.lineTo(x - r, foot + r);
           ctx.stroke();
         } else {
-          const up = value > 0;
-          const y = up ? to.top + 2 * ratio : to.top + to.height - 2 * ratio;
-          const by = up ? 2 * r : -2 * r;
+          const y = kind === 1 ? to.top + 2 * ratio : to.top + to.height - 2 * ratio;
+          const by = kind === 1 ? 2 * r : -2 * r;
           ctx.moveTo(x, y); ctx.lineTo(x - r, y + by); ctx.lineTo(x + r, y + by); ctx.closePath();
           ctx.fill();
         }
+      };
+      // Of buckets the server says where the first and last of each kind are: one NaN among many numbers shows in no mean.
+      if (line.odd_kind) {
+        for (let i = 0; i < line.odd_kind.length; i += 1) {
+          const value = [NaN, Infinity, -Infinity][line.odd_kind[i] - 1];
+          mark(line.odd_first[i], value);
+          mark(line.odd_last[i], value);
+        }
+        return;
       }
+      for (let i = 0; i < line.x.length; i += 1) if (!Number.isFinite(line.base[i])) mark(line.x[i], line.base[i]);
     }
 
     point() {

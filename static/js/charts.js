@@ -184,6 +184,7 @@
         buckets: Math.max(this.runs.length <= 8 ? 1000 : 100, Math.min(4000, Math.round(width - 68))),
         ranks: panels[0].ranks || state.ranks,
         since: since || null,
+        arrays: ["min", "max", "mean", "steps", "odd"], // what is drawn
         branch: state.branch,
       };
     }
@@ -224,7 +225,7 @@
         const groups = new Map();
         for (const panel of panels) groups.set(panel.cursor, [...(groups.get(panel.cursor) || []), panel]);
         for (const [cursor, group] of groups) {
-          const fresh = await Encore.fetchSeries(this.query(group, cursor));
+          const fresh = await this.fresh(group, cursor);
           if (fresh.reset) { for (const panel of group) this.want(panel); continue; } // the run went back: what is drawn is no longer its history
           for (const panel of group) {
             const tails = fresh.series.filter((one) => one.key === panel.key);
@@ -235,6 +236,16 @@
         }
         Encore.stale(false);
       } catch { Encore.stale(true); } finally { this.polling = false; }
+    }
+
+    // What came since; a cursor that this server does not know (it was renewed) is answered like a run that went back.
+    async fresh(group, cursor) {
+      try {
+        return await Encore.fetchSeries(this.query(group, cursor));
+      } catch (error) {
+        if (error.status === 400) return { reset: true, series: [] };
+        throw error;
+      }
     }
 
     // Put tails behind what is there, as long as every point is drawn; what has outgrown that is asked for as a whole.
@@ -281,7 +292,7 @@
       const lines = [];
       for (const one of panel.answer) {
         const run = this.byId.get(one.run);
-        if (!run || this.hiddenRuns.has(run.id)) continue;
+        if (!run || one.error || this.hiddenRuns.has(run.id)) continue;
         const byRank = one.rank !== null && one.rank !== undefined && (this.state.ranks === "all" || Array.isArray(this.state.ranks) || panel.ranks);
         const index = many ? run.colour : byRank ? one.rank : 0;
         lines.push({
@@ -303,12 +314,14 @@
       const zoomed = state.from !== null || state.to !== null;
       panel.chart.set(lines, { x: state.x, log: state.log, smooth: state.smooth, window: zoomed ? [state.from, state.to] : null });
       const note = panel.element.querySelector(".chart-note");
+      const broken = panel.answer.find((one) => one.error);
       const drawn = lines.reduce((sum, line) => sum + Number(line.drawn), 0);
       const stored = lines.reduce((sum, line) => sum + Number(line.n), 0);
       const nan = lines.reduce((sum, line) => sum + Number(line.nan || 0), 0);
       const inf = lines.reduce((sum, line) => sum + Number(line.inf || 0), 0);
-      note.hidden = lines.length > 0;
-      if (!lines.length) note.textContent = panel.answer.length ? "All runs of this chart are switched off" : zoomed ? "No points in this range" : "No points yet";
+      note.hidden = lines.length > 0 && !broken;
+      if (broken) note.textContent = broken.error;
+      else if (!lines.length) note.textContent = panel.answer.length ? "All runs of this chart are switched off" : zoomed ? "No points in this range" : "No points yet";
       const foot = panel.element.querySelector(".drawn");
       if (foot) {
         const exact = lines.every((line) => line.exact);

@@ -44,7 +44,7 @@
       throw new Error("The server cannot be reached. Old data stays here; it is tried again.");
     }
     if (answer.redirected && new URL(answer.url).pathname === "/login") throw new Error("You are logged out. Log in again to go on.");
-    if (!answer.ok) throw new Error(reason(answer.status, await answer.text()));
+    if (!answer.ok) throw Object.assign(new Error(reason(answer.status, await answer.text())), { status: answer.status });
     return answer;
   };
 

@@ -1,8 +1,7 @@
 // The binary series answer (docs/formats.md, "Series answer, version 1") into typed arrays: views of the one buffer, nothing is parsed.
 (() => {
   const Encore = (window.Encore = window.Encore || {});
-  const TYPES = { f64: Float64Array, i64: BigInt64Array, u32: Uint32Array, i32: Int32Array };
-  const ARRAYS = ["x", "y", "min", "max", "mean", "first", "last", "count", "steps"];
+  const TYPES = { f64: Float64Array, f32: Float32Array, i64: BigInt64Array, u32: Uint32Array, i32: Int32Array };
 
   Encore.decodeSeries = (buffer) => {
     const view = new DataView(buffer);
@@ -14,9 +13,8 @@
     const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 16, length)));
     const base = 16 + length;
     for (const one of header.series) {
-      for (const name of ARRAYS) {
-        const place = one[name];
-        if (place && typeof place === "object") one[name] = new TYPES[place.type](buffer, base + place.at, place.length);
+      for (const [name, place] of Object.entries(one)) {
+        if (place?.type in TYPES && "at" in place) one[name] = new TYPES[place.type](buffer, base + place.at, place.length);
       }
     }
     return header;

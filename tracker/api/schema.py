@@ -8,6 +8,7 @@ from django.http import JsonResponse
 from drf_spectacular.extensions import OpenApiAuthenticationExtension
 from drf_spectacular.generators import SchemaGenerator
 
+from tracker.api import series_schema
 from tracker.api.views import ErrorShape
 
 _BYTES = {"type": "string", "format": "binary"}
@@ -54,10 +55,16 @@ _PLAIN = {
     "/api/v1/series": {
         "post": _plain(
             "series",
-            "Many series of many runs in one binary answer, or JSON if asked for.",
-            body={"application/json": {"schema": _OBJECT}},
-            answer={"application/vnd.encore.series": {"schema": _BYTES}, "application/json": {"schema": _OBJECT}},
-        )
+            "Many series of many runs in one binary answer, or JSON if asked for (docs/series.md).",
+            body={"application/json": {"schema": series_schema.QUERY}},
+            answer={"application/vnd.encore.series": {"schema": _BYTES}, "application/json": {"schema": series_schema.ANSWER}},
+        ),
+        "get": _plain(
+            "series_cached",
+            "The same with the query in the URL, so that its answer can be kept.",
+            parameters=(_parameter("q", "query"), _parameter("v", "query", required=False)),
+            answer={"application/vnd.encore.series": {"schema": _BYTES}, "application/json": {"schema": series_schema.ANSWER}},
+        ),
     },
     "/api/v1/export/runs": {
         "get": _plain(

@@ -15,7 +15,7 @@ _FOLDS = {"min": np.minimum, "max": np.maximum, "fmin": np.fmin, "fmax": np.fmax
 @dataclass
 class Buckets:
     """Of each non-empty bucket: its first x; min, max and mean over what is not NaN (NaN if that is nothing); first and last point
-    as logged; points counted with NaN. float64, ``count`` uint32."""
+    as logged; points counted with NaN. float64, ``count`` uint32. Where the odd ones are: tracker/domain/odd.py."""
 
     x: np.ndarray
     min: np.ndarray
@@ -26,11 +26,19 @@ class Buckets:
     count: np.ndarray
 
 
-def thin(x: np.ndarray, y: np.ndarray, lo: float, hi: float, count: int) -> Buckets:
-    """``count`` buckets of equal width over lo … hi; ``x`` does not fall and lies within; ``y`` is float64."""
-    edges = lo + (hi - lo) * (np.arange(1, count, dtype="f8") / count)
+def cells(x: np.ndarray, lo: float, hi: float, count: int) -> np.ndarray:
+    """Where each non-empty one of ``count`` buckets of equal width over lo … hi begins in ``x``, which does not fall and lies within."""
+    parts = np.arange(1, count, dtype="f8") / count
+    width = hi - lo
+    edges = lo + width * parts if np.isfinite(width) else lo * (1 - parts) + hi * parts
     starts = np.unique(np.r_[0, np.searchsorted(x, edges, "left")])
-    starts = starts[starts < len(x)]
+    return starts[starts < len(x)]
+
+
+def thin(x: np.ndarray, y: np.ndarray, lo: float, hi: float, count: int, starts: np.ndarray | None = None) -> Buckets:
+    """The ``cells`` of a line (``starts``, where they are known); ``y`` is float64."""
+    if starts is None:
+        starts = cells(x, lo, hi, count)
     counts = np.diff(np.r_[starts, len(x)])
     lasts = starts + counts - 1
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):

@@ -12,22 +12,28 @@ import numpy as np
 MAGIC = b"ENCS"
 VERSION = 1
 _HEAD = struct.Struct("<4sHHII")
-_TYPES = {"<f8": "f64", "<i8": "i64", "<u4": "u32"}
+_TYPES = {"<f8": "f64", "<i8": "i64", "<u4": "u32", "<f4": "f32"}
 
 
 def encode(series: list[dict[str, Any]], **fields: Any) -> bytes:
-    """``series``: entries whose arrays (float64, int64, uint32) are numpy's; all else goes into the header as it is."""
+    """``series``: entries whose arrays (float64, float32, int64, uint32) are numpy's; all else goes into the header as it is.
+
+    Equal arrays, such as the steps of all keys of a run, are stored once: several descriptions then give the same place.
+    """
     parts: list[bytes] = []
+    places: dict[tuple[str, bytes], int] = {}
     at = 0
     described = []
     for entry in series:
         told = {}
         for name, value in entry.items():
             if isinstance(value, np.ndarray):
-                told[name] = {"at": at, "type": _TYPES[value.dtype.str], "length": len(value)}
                 raw = np.ascontiguousarray(value).tobytes()
-                parts.append(raw + bytes(-len(raw) % 8))
-                at += len(parts[-1])
+                place = places.setdefault((value.dtype.str, raw), at)
+                told[name] = {"at": place, "type": _TYPES[value.dtype.str], "length": len(value)}
+                if place == at and len(raw):
+                    parts.append(raw + bytes(-len(raw) % 8))
+                    at += len(parts[-1])
             else:
                 told[name] = value
         described.append(told)

@@ -95,9 +95,13 @@ def keys(run: Run) -> list[dict]:
     definitions = list(run.key_definitions.order_by("id").values_list("pattern", "fields"))
     found = of_run(run)
     if len(found) >= summaries.MOST_KEYS:
-        # Summaries are bounded per run; the other keys are named with what their blocks' directories say.
+        # Summaries are bounded per run; the other keys are named with what their blocks' directories and last batches say.
+        lasts = reading.last_values([run.id])
         for key, ranks in reading.keys_of(run.id).items():
-            found.setdefault(key, {**_UNKNOWN, "ranks": list(ranks), "count": sum(ranks.values())})
+            if key not in found:
+                last = lasts.get((run.id, key, min(ranks)))
+                told = {} if last is None else {"last": storable.value(last.value), "last_step": last.step}
+                found[key] = {**_UNKNOWN, "ranks": list(ranks), "count": sum(ranks.values()), **told}
     return [{"key": key, **row, "definition": definition(key, definitions)} for key, row in sorted(found.items())]
 
 

@@ -65,6 +65,7 @@ MATRIX = {
     ("POST", "export/parquet"): PERSON,
     ("GET", "export/runs/<str:id>.parquet"): READ,
     ("POST", "series"): PERSON,  # a stranger is answered no series
+    ("GET", "series"): PERSON,
     ("GET", "blobs/<str:digest>"): READ | {"job"},
     ("GET", "reproductions"): PERSON,
     ("GET", "reproductions/<str:id>"): READ,

@@ -17,7 +17,7 @@ from tests.tracker.store import faulty
 from tests.tracker.store import wire_writer as write
 from tracker.models import MetricBlock, MetricSegment, MetricTrash
 from tracker.services import compaction, merging
-from tracker.store import blobs, reading
+from tracker.store import blobs, blocks, reading, snapshot
 from tracker.store.blobs import blob_store
 
 
@@ -76,18 +76,19 @@ def test_a_reader_whose_blocks_were_merged_and_swept_meanwhile_looks_anew(room, 
     """Between a reader's snapshot and its reading the objects can go: it gets the points all the same."""
     writer = room.writer()
     fill(room, writer, 8)
-    take = reading._Source.take_snapshot
+    take = snapshot.Snapshot.take
     times = []
 
-    def snapshot_then_merge(source) -> None:
-        take(source)
+    def snapshot_then_merge(source, *args):
+        take(source, *args)
         times.append(1)
         if len(times) == 1:
             assert merging.merge_writer(writer.run_id, writer.id) == 1
             MetricTrash.objects.update(delete_after=timezone.now() - timedelta(seconds=1))
             assert compaction.sweep_trash() == 8
+        return source
 
-    monkeypatch.setattr(reading._Source, "take_snapshot", snapshot_then_merge)
+    monkeypatch.setattr(snapshot.Snapshot, "take", snapshot_then_merge)
     assert values(room, writer) == [float(n) for n in range(400)]
     assert len(times) == 2
 
@@ -332,7 +333,7 @@ def test_many_names_and_changing_subsets_come_to_lie_together(room):
     separate = sum(MetricBlock.objects.filter(run=writer.run).values_list("bytes", flat=True))
     assert merging.merge_writer(writer.run_id, writer.id) == 1
     block = MetricBlock.objects.get(run=writer.run)
-    directory = reading._directory(block.object_key, block.directory_bytes)
+    directory = blocks.Directory(blobs.blob_store().read(block.object_key))
     assert len(directory.columns) == 3000
     assert len(directory.axes) < 20
     assert block.bytes < separate * 0.6

@@ -19,6 +19,10 @@ class MissingObject(Exception):
     """No object lies under this key."""
 
 
+class StoreTrouble(OSError):
+    """The store did not answer as it should: asked again it may. What it said is the message."""
+
+
 def checked(key: str) -> str:
     """``key`` itself, if it is harmless everywhere: no empty, hidden or parent parts (``..``, ``a//b``, ``/a``). Raises BadKey."""
     if not isinstance(key, str) or len(key) > KEY_CHARACTERS or not _KEY.fullmatch(key):
@@ -27,7 +31,13 @@ def checked(key: str) -> str:
 
 
 class Backend(Protocol):
-    """Objects are immutable and appear whole or not at all. Every method takes a checked key and raises BadKey for others."""
+    """Objects are immutable and appear whole or not at all. Every method takes a checked key and raises BadKey for others.
+
+    Reading raises StoreTrouble where the store fails, after its own retries.
+    """
+
+    is_remote: bool
+    """Whether a read costs a round trip, so that several at once and few large ones are faster."""
 
     def put(self, key: str, data: bytes | BinaryIO) -> int:
         """Store all of ``data``, durable when it returns; the number of bytes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,18 +12,24 @@ from typing import BinaryIO
 import boto3
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
+from urllib3.exceptions import HTTPError
 
-from tracker.store.backends.base import MissingObject, checked
+from tracker.store.backends.base import MissingObject, StoreTrouble, checked
 
 PART_BYTES = 16 * 2**20
 SMALL_GAP = 64 * 2**10
 """Two ranges nearer than this cost less as one request than as two."""
+RANGE_BYTES = 8 * 2**20
+"""More than this comes by several connections at once."""
+BODY_TRIES = 3
 _MISSING = {"404", "NoSuchKey", "NotFound"}
 
 
 class S3:
     """``settings``: endpoint ("" for AWS), bucket, access_key, secret_key, region, prefix, class (of storage; the bucket's own without)."""
+
+    is_remote = True
 
     def __init__(self, settings: dict[str, str]) -> None:
         self.bucket = settings["bucket"]
@@ -65,9 +72,14 @@ class S3:
         try:
             return self.client.get_object(Bucket=self.bucket, Key=self._name(key), **more)
         except ClientError as problem:
-            if problem.response["Error"]["Code"] in _MISSING:
+            code = problem.response["Error"]["Code"]
+            if code in _MISSING:
                 raise MissingObject(key) from None
-            raise
+            if code == "InvalidRange":
+                raise
+            raise StoreTrouble(f"{key}: {problem}") from problem
+        except BotoCoreError as problem:
+            raise StoreTrouble(f"{key}: {problem}") from problem
 
     def open(self, key: str) -> BinaryIO:
         return self._get(key, ChecksumMode="ENABLED")["Body"]
@@ -75,20 +87,23 @@ class S3:
     def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
         if end is not None and end <= start:
             return b""
-        if start == 0 and end is None:
-            return self.open(key).read()
-        try:
-            return self._get(key, Range=f"bytes={start}-{'' if end is None else end - 1}")["Body"].read()
-        except ClientError as problem:
-            if problem.response["Error"]["Code"] == "InvalidRange":
-                return b""
-            raise
+        more = {"ChecksumMode": "ENABLED"} if start == 0 and end is None else {"Range": f"bytes={start}-{'' if end is None else end - 1}"}
+        for tried in range(1, BODY_TRIES + 1):
+            try:
+                return self._get(key, **more)["Body"].read()
+            except ClientError:
+                return b""  # InvalidRange: it begins behind the object's end
+            except (BotoCoreError, HTTPError, OSError) as problem:
+                # botocore tries a request again, but not a body that breaks off midway.
+                if isinstance(problem, StoreTrouble) or tried == BODY_TRIES:
+                    raise problem if isinstance(problem, StoreTrouble) else StoreTrouble(f"{key}: {problem}") from problem
+        raise AssertionError
 
     def ranges(self, key: str, spans: list[tuple[int, int]]) -> list[bytes]:
         """Neighbours are read together, the rest at once by several connections."""
         joined: list[list[int]] = []
         for start, end in sorted(spans):
-            if joined and start - joined[-1][1] <= SMALL_GAP:
+            if joined and start - joined[-1][1] <= SMALL_GAP and (end <= joined[-1][1] or end - joined[-1][0] <= RANGE_BYTES):
                 joined[-1][1] = max(joined[-1][1], end)
             else:
                 joined.append([start, end])
@@ -96,7 +111,7 @@ class S3:
         parts = list(reads(lambda span: self.read(key, *span), joined))
         found = []
         for start, end in spans:
-            at = next(i for i, (a, b) in enumerate(joined) if a <= start and end <= b)
+            at = bisect.bisect_right(joined, [start, 2**63]) - 1
             found.append(parts[at][start - joined[at][0] : end - joined[at][0]])
         return found
 

@@ -11,6 +11,8 @@ from tracker.store.backends.base import MissingObject, checked
 
 
 class Stub:
+    is_remote = False
+
     def __init__(self) -> None:
         self.objects: dict[str, tuple[bytes, datetime]] = {}
 
