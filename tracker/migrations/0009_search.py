@@ -1,3 +1,5 @@
+import math
+
 import django.db.models.deletion
 from django.db import migrations, models
 
@@ -20,6 +22,8 @@ def fill_slots(apps, schema_editor):
     values = apps.get_model("tracker", "RunValue").objects
     for project, kind, path in values.order_by("project_id", "kind", "path").values_list("project_id", "kind", "path").distinct():
         values.filter(project_id=project, kind=kind, path=path).update(slot=tracker.models.key.slot_of(project, kind, path))
+    for text, number in (("Infinity", math.inf), ("-Infinity", -math.inf)):
+        values.filter(text=text, number=None).update(number=number)
 
 
 class Migration(migrations.Migration):

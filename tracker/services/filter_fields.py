@@ -27,6 +27,7 @@ TEXTS = {
 }
 TIMES = {"created": "created_at", "started": "started_at", "finished": "finished_at", "heartbeat": "heartbeat_at"}
 NUMBERS = {"exit_code": "exit_code", "signal": "signal"}
+NULLABLE = {"user__username", "exit_code", "signal", "started_at", "finished_at", "heartbeat_at"}
 FIELDS = (*TEXTS, *TIMES, *NUMBERS, "duration", "archived", "tags", "tag")
 LOOKUPS = {"<": "lt", "<=": "lte", ">": "gt", ">=": "gte"}
 OPPOSITES = {"!~": "~", "!=~": "=~"}
@@ -119,14 +120,18 @@ def _text(node: Compare, column: str, value, at: int) -> Q:
     word = as_text(value, at)
     if column == "state" and node.op in ("=", "!=") and word not in _STATES:
         raise Mistake(at, f"{word!r} is no state;{meant(word, _STATES)} states are {', '.join(_STATES)}.")
-    if node.op == "=":
-        return Q(**{column: word})
-    if node.op == "!=":
-        return ~Q(**{column: word})
+    if node.op in ("=", "!="):
+        found = _known(column, Q(**{column: word}))
+        return ~found if node.op == "!=" else found
     if node.op in LOOKUPS:
-        return Q(**{f"{column}__{LOOKUPS[node.op]}": word})
+        return _known(column, Q(**{f"{column}__{LOOKUPS[node.op]}": word}))
     lookup, pattern = matcher(node.op, word, at)
-    return Q(**{f"{column}__{lookup}": pattern})
+    return _known(column, Q(**{f"{column}__{lookup}": pattern}))
+
+
+def _known(column: str, condition: Q) -> Q:
+    """``condition``, and false where there is nothing: NULL would make the NOT of it neither true nor false."""
+    return Q(**{f"{column}__isnull": False}) & condition if column in NULLABLE else condition
 
 
 def field_like(word: str) -> str:
@@ -148,11 +153,11 @@ def _time(column: str, op: str, value, at: int, name: str, now: datetime) -> Q:
     start, end = _span(value, at, name, now)
     if op in ("=", "!="):
         within = Q(**{f"{column}__gte": start, f"{column}__lt": end}) if end > start else Q(**{column: start})
-        return within if op == "=" else Q(**{f"{column}__isnull": False}) & ~within
+        return _known(column, within if op == "=" else ~within)
     # Behind a day is behind its end; before it, before its start.
     if end > start and op in (">", "<="):
-        return Q(**{f"{column}__{'gte' if op == '>' else 'lt'}": end})
-    return Q(**{f"{column}__{LOOKUPS[op]}": start})
+        return _known(column, Q(**{f"{column}__{'gte' if op == '>' else 'lt'}": end}))
+    return _known(column, Q(**{f"{column}__{LOOKUPS[op]}": start}))
 
 
 def _span(value, at: int, name: str, now: datetime) -> tuple[datetime, datetime]:
@@ -221,8 +226,7 @@ def _number(column: str, op: str, value, at: int, name: str) -> Q:
         return _null(column, op, at)
     if not isinstance(value, Number) or not abs(value.value) < 2**31:
         raise Mistake(at, f"{name} is a number.")
-    if op == "!=":
-        return Q(**{f"{column}__isnull": False}) & ~Q(**{column: value.value})
-    if op == "=":
-        return Q(**{column: value.value}) if value.value == int(value.value) else Q(pk__in=[])
-    return Q(**{f"{column}__{LOOKUPS[op]}": value.value})
+    if op in ("=", "!="):
+        equal = Q(**{column: int(value.value)}) if value.value == int(value.value) else Q(pk__in=[])
+        return _known(column, equal if op == "=" else ~equal)
+    return _known(column, Q(**{f"{column}__{LOOKUPS[op]}": value.value}))

@@ -18,6 +18,7 @@ from tracker.domain.errors import Invalid
 from tracker.models import RunValue
 from tracker.models.key import slot_of
 from tracker.services import filters, paging, values
+from tracker.services.filter_fields import NULLABLE
 from tracker.services.filters import Filter
 from tracker.services.paging import Key, Page
 
@@ -44,7 +45,6 @@ FEW = 1000
 """If a part of the filter finds fewer runs, they are all looked at."""
 STRIDES = (200, 1000)
 MOST_LOOKS = 5000
-_NULLABLE = {"started_at", "finished_at", "heartbeat_at", "user__username", "exit_code", "signal"}
 _TIMES = {"created_at", "started_at", "finished_at", "heartbeat_at"}
 _SORT = re.compile(r"""\s*([-+]?)\s*("(?:[^"\\]|\\.)*"|[^",][^,]*|)\s*(?:,|$)""")
 NEWEST = (Key("created_at", descending=True), Key("id"))
@@ -91,7 +91,7 @@ def page(rows, *, chosen: Filter, sort: str, limit: int, cursor: str | None, is_
     few = chosen.few(FEW)
     if few is not None:
         rows, keys = _ordered(rows.filter(chosen.on_runs(one_by_one=True), id__in=few), by)
-    elif not by and chosen.tree is not None:
+    elif by in ([], [Sort(True, "created_at")]) and chosen.tree is not None:
         return _newest(rows, chosen, limit, cursor)
     elif len(by) == 1 and by[0].kind and len(chosen.projects) <= MOST_PROJECTS:
         return _by_value(rows, chosen, by[0], limit, cursor, is_narrow)
@@ -118,7 +118,7 @@ def _ordered(rows, by: list[Sort]):
     keys: list[Key] = []
     for at, sort in enumerate(by):
         if sort.column:
-            keys.append(Key(sort.column, sort.descending, sort.column in _NULLABLE))
+            keys.append(Key(sort.column, sort.descending, sort.column in NULLABLE))
             continue
         value, number, text = f"sorted_{at}", f"number_{at}", f"text_{at}"
         rows = rows.annotate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 from tracker.domain import storable
@@ -12,10 +13,12 @@ from tracker.models.key import RunValue as Value
 MOST_LEAVES = 2000
 """Per run and kind. The documents themselves are kept whole; only what can be filtered by is bounded."""
 LONGEST = 500
+_ENDLESS = {"Infinity": math.inf, "-Infinity": -math.inf}
+"""JSON has them as text only. They sort and compare as numbers; NaN has no order and stays a text."""
 
 
 def _row(run: Run, kind: str, path: str, found: Any) -> RunValue:
-    number = storable.number_of(found)
+    number = _ENDLESS.get(found) if isinstance(found, str) else storable.number_of(found)
     text: str | None
     if isinstance(found, bool):
         text = "true" if found else "false"
