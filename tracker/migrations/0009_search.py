@@ -53,4 +53,33 @@ class Migration(migrations.Migration):
             "runvalue",
             models.Index(fields=["slot", "text", "run"], name="value_by_text", condition=models.Q(text__isnull=False)),
         ),
+        migrations.CreateModel(
+            "WideKeys",
+            [
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("bucket", models.SmallIntegerField()),
+                ("hashes", models.BinaryField(help_text="8 bytes each, sorted.")),
+                ("project", models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.CASCADE, to="tracker.project")),
+                (
+                    "run",
+                    models.ForeignKey(
+                        db_index=False, on_delete=django.db.models.deletion.CASCADE, related_name="wide_keys", to="tracker.run"
+                    ),
+                ),
+            ],
+            {
+                "indexes": [models.Index(fields=["project", "bucket"], name="wide_by_bucket")],
+                "constraints": [models.UniqueConstraint(fields=("run", "bucket"), name="one_bucket_per_run")],
+            },
+        ),
+        migrations.CreateModel(
+            "SearchedKey",
+            [
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("path", models.CharField(max_length=500)),
+                ("created_at", models.DateTimeField(auto_now_add=True)),
+                ("project", models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.CASCADE, to="tracker.project")),
+            ],
+            {"constraints": [models.UniqueConstraint(fields=("project", "path"), name="one_searched_key_per_project")]},
+        ),
     ]

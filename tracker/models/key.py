@@ -63,3 +63,28 @@ class RunValue(models.Model):
             models.Index(fields=["slot", "number", "run"], name="value_by_number", condition=models.Q(number__isnull=False)),
             models.Index(fields=["slot", "text", "run"], name="value_by_text", condition=models.Q(text__isnull=False)),
         ]
+
+
+class WideKeys(models.Model):
+    """Which metrics a run has beyond those that have summaries: 64-bit hashes, in 256 buckets by their first byte, so that asking who
+    has a metric reads some bytes of each wide run. 8 bytes a metric, where a row would take a hundred."""
+
+    run = models.ForeignKey(Run, models.CASCADE, related_name="wide_keys", db_index=False)
+    project = models.ForeignKey("tracker.Project", models.CASCADE, db_index=False)
+    bucket = models.SmallIntegerField()
+    hashes = models.BinaryField(help_text="8 bytes each, sorted.")
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["run", "bucket"], name="one_bucket_per_run")]
+        indexes = [models.Index(fields=["project", "bucket"], name="wide_by_bucket")]
+
+
+class SearchedKey(models.Model):
+    """A metric that somebody filtered or sorted by, and that wide runs therefore keep a summary of."""
+
+    project = models.ForeignKey("tracker.Project", models.CASCADE, db_index=False)
+    path = models.CharField(max_length=500)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["project", "path"], name="one_searched_key_per_project")]

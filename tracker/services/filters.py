@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from datetime import datetime
 
 from django.db.models import BooleanField, Case, Exists, OuterRef, Q, Value, When
@@ -20,12 +21,13 @@ from tracker.domain.filter_tree import Ago, Compare, Duration, Items, Many, Name
 from tracker.models import Project, Run, RunValue
 from tracker.models.key import slot_of
 from tracker.services import filter_fields as fields
+from tracker.services import wide_keys
 from tracker.services.filter_fields import LOOKUPS, OPPOSITES, Mistake
 
 MOST_SLOTS = 200_000
 """Comparisons times projects."""
 MOST_LOOKED_AT = 10
-_BY_INDEX = ("=", "in", "has", *LOOKUPS)
+_BY_INDEX = ("=", "in", *LOOKUPS)
 _HOLD_WITHOUT = ("!~", "!=~")
 """Comparisons that hold for a run without the value."""
 PRESENT = (Q(number__isnull=False), Q(text__isnull=False))
@@ -42,6 +44,11 @@ class Filter:
             raise FilterMistake("A filter of so many terms is too much for all projects: choose one.", filter=text, column=1)
         for name in _bare(self.tree):
             self._check(name)
+
+    def metrics(self) -> list[str]:
+        """The metrics whose values it compares."""
+        named = {value_name(node.name) for node in _comparisons(self.tree) if node.op != "has" and not _is_field(node.name)}
+        return sorted(path for kind, path in named if kind == RunValue.Kind.SUMMARY.value)
 
     def _check(self, name: Name) -> None:
         """A word that is no metric here, but looks like something that is."""
@@ -94,7 +101,7 @@ class Filter:
     def needs(self, kind: str, path: str) -> bool:
         """Whether only runs fit that have a value of this name."""
         return any(
-            self._is_about(node, kind, path) and node.op not in _HOLD_WITHOUT and not (node.op == "=" and None in node.values)
+            self._is_about(node, kind, path) and node.op not in (*_HOLD_WITHOUT, "has") and not (node.op == "=" and None in node.values)
             for node in conjuncts(self.tree)
         )
 
@@ -144,9 +151,7 @@ def _rows(slots: list[int], condition: Q):
     return rows.filter(condition).values("run_id")
 
 
-def _bare(node: Node | None) -> list[Name]:
-    """Names that are no field and say neither config nor summary, each once."""
-    found: dict[str, Name] = {}
+def _comparisons(node: Node | None) -> Iterator[Compare]:
     left = [] if node is None else [node]
     while left:
         node = left.pop()
@@ -154,8 +159,16 @@ def _bare(node: Node | None) -> list[Name]:
             left += node.items
         elif isinstance(node, Not):
             left.append(node.inner)
-        elif not node.name.is_quoted and not _is_field(node.name) and value_name(node.name) == ("summary", node.name.text):
-            found.setdefault(node.name.text, node.name)
+        else:
+            yield node
+
+
+def _bare(node: Node | None) -> list[Name]:
+    """Names that are no field and say neither config nor summary, each once."""
+    found: dict[str, Name] = {}
+    for one in _comparisons(node):
+        if not one.name.is_quoted and not _is_field(one.name) and value_name(one.name) == ("summary", one.name.text):
+            found.setdefault(one.name.text, one.name)
     return sorted(found.values(), key=lambda name: name.column)
 
 
@@ -237,7 +250,9 @@ class _Binder:
         kind, path = value_name(node.name)
         where = (kind, [path.replace("\x00", "")])
         if node.op == "has":
-            return self._among(*where, *PRESENT)
+            found = self._among(*where, *PRESENT)
+            wide = wide_keys.runs_with(path, self.projects) if kind == RunValue.Kind.SUMMARY.value else []
+            return found | Q(**{f"{self.column}__in": wide}) if wide else found
         if node.op == "in":
             return self._among_values(where, node)
         if node.op in OPPOSITES:

@@ -154,6 +154,7 @@ def _purge(run_id: str) -> int:
         run.metrickeyset_set.all().delete()
         run.metric_summaries.all().delete()
         run.values.all().delete()
+        run.wide_keys.all().delete()
         run.stale_summaries.all().delete()
         run.key_definitions.all().delete()
         run.logchunk_set.all().delete()

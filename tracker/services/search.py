@@ -17,7 +17,7 @@ from django.utils.dateparse import parse_datetime
 from tracker.domain.errors import Invalid
 from tracker.models import RunValue
 from tracker.models.key import slot_of
-from tracker.services import filters, paging, values
+from tracker.services import filters, paging, values, wide_keys
 from tracker.services.filter_fields import NULLABLE
 from tracker.services.filters import Filter
 from tracker.services.paging import Key, Page
@@ -88,6 +88,8 @@ def sorts(text: str) -> list[Sort]:
 def page(rows, *, chosen: Filter, sort: str, limit: int, cursor: str | None, is_narrow: bool) -> Page:
     """``rows``: the runs in question. ``is_narrow``: they are fewer than those of ``chosen.projects`` that are not deleted or archived."""
     by = sorts(sort)
+    if asked := [*chosen.metrics(), *(one.path for one in by if one.kind == RunValue.Kind.SUMMARY.value)]:
+        wide_keys.searched(asked, chosen.projects)
     few = chosen.few(FEW)
     if few is not None:
         rows, keys = _ordered(rows.filter(chosen.on_runs(one_by_one=True), id__in=few), by)
