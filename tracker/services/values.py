@@ -49,6 +49,12 @@ def config_changed(run: Run) -> None:
 
 
 def summary_changed(run: Run, changed: dict[str, Any]) -> None:
+    """What the program set in its summary; a dictionary counts by its leaves, as in config (``best.acc``)."""
+    leaves = storable.leaves(changed, MOST_LEAVES)
+    for key, found in changed.items():
+        if isinstance(found, dict):
+            run.values.filter(kind=Value.Kind.SUMMARY, path__startswith=f"{key}.").exclude(path__in=list(leaves)[:900]).delete()
+    changed = leaves
     room = MOST_LEAVES - run.values.filter(kind=Value.Kind.SUMMARY).count()
     known = set()
     if len(changed) > room:

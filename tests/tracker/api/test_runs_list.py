@@ -181,3 +181,12 @@ def test_a_filter_never_reaches_another_projects_values(alice, people, make_run)
     run = Run.objects.create(project=hidden, name="secret", config={"lr": 1})
     values.config_changed(run)
     assert names(alice.get("runs?filter=config.lr%20%3D%201")) == []
+
+
+def test_a_metric_with_a_comma_sorts_in_quotes(alice, three):
+    """Names between commas; quotes keep a name together."""
+    values.summary_changed(three[0], {"a,b": 1})
+    values.summary_changed(three[2], {"a,b": 2})
+    assert names(alice.get('runs?sort=-"a,b"')) == ["c", "a", "b"]
+    assert alice.get('runs?sort=-"a,b",name').status_code == 200
+    assert alice.get("runs?sort=a,b,name,state,id").status_code == 400
