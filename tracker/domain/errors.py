@@ -3,6 +3,7 @@
 EncoreError
 ├── Invalid 400                 the question itself is wrong; ``fields`` says where
 │   └── FilterMistake           the filter language, with the column
+│       └── FilterTooSlow       nothing wrong with it, but the database gave up
 ├── Unauthenticated 401
 ├── Forbidden 403               seen, but not allowed
 ├── NotFound 404                unknown, or not for these eyes: the two look the same
@@ -50,6 +51,11 @@ class FilterMistake(Invalid):
     """``fields``: ``filter`` (the text) and ``column`` (from 1)."""
 
     code = "filter_mistake"
+
+
+class FilterTooSlow(FilterMistake):
+    code = "filter_too_slow"
+    default = "This filter takes too long here: narrow it to a project, or use fewer terms, = instead of ~, LIKE and =~."
 
 
 class Unauthenticated(EncoreError):

@@ -97,7 +97,7 @@ def meaning(key: str, definitions: Any = ()) -> KeyMeaning:
     objects ``{"pattern", …fields}`` or rows with ``pattern`` and ``fields``. Fields with unknown values are passed over."""
     given: dict[str, Any] = {}
     for pattern, fields in _pairs(definitions):
-        if _glob(pattern).match(key):
+        if glob(pattern).match(key):
             given.update({name: value for name, value in fields.items() if value is not None})
     default = _by_name(key)
     kind = _one_of(given.get("kind"), KINDS) or default.kind
@@ -139,7 +139,8 @@ def _pairs(definitions: Any) -> Iterable[tuple[str, Mapping[str, Any]]]:
 
 
 @lru_cache(maxsize=4096)
-def _glob(pattern: str) -> re.Pattern[str]:
+def glob(pattern: str) -> re.Pattern[str]:
+    """``pattern`` of a definition (``train/*``), to match whole keys with."""
     return re.compile(translate(pattern))
 
 

@@ -4,7 +4,7 @@ from tracker.models.attempt import Attempt
 from tracker.models.blob import Blob
 from tracker.models.event import Event
 from tracker.models.job import Job, JobLog, JobStep
-from tracker.models.key import KeyDefinition, RunValue
+from tracker.models.key import KeyDefinition, RunValue, SearchedKey, WideKeys
 from tracker.models.log import LogChunk
 from tracker.models.media import Media
 from tracker.models.metric import MetricBlock, MetricKeyset, MetricSegment, MetricSummary, MetricTrash, StaleSummary
@@ -19,7 +19,6 @@ from tracker.models.writer import Writer
 
 __all__ = [
     "Attempt", "Blob", "Event", "Job", "JobLog", "JobStep", "KeyDefinition", "LogChunk", "LoginLink", "Media", "Membership",
-    "MetricBlock", "MetricKeyset", "MetricSegment", "MetricSummary", "MetricTrash", "Project", "Reproduction",
-    "RetentionDone", "RetentionRule", "Run", "RunValue",
-    "StaleSummary", "Token", "User", "Worker", "Writer",
+    "MetricBlock", "MetricKeyset", "MetricSegment", "MetricSummary", "MetricTrash", "Project", "Reproduction", "RetentionDone",
+    "RetentionRule", "Run", "RunValue", "SearchedKey", "StaleSummary", "Token", "User", "WideKeys", "Worker", "Writer",
 ]  # fmt: skip

@@ -61,17 +61,32 @@ def page(rows, *, keys: list[Key], limit: int, cursor: str | None) -> Page:
 
     In two steps, so that the database sorts narrow rows: measured on 10,000 runs, sorting whole ones takes three times as long.
     """
+    return page_of(rows, narrow(rows, keys, cursor, limit + 1), limit)
+
+
+def narrow(rows, keys: list[Key], cursor: str | None, most: int) -> list[tuple]:
+    """(sort values…, primary key) of the first ``most`` rows behind ``cursor``."""
     wanted = rows.filter(_behind(keys, decode(cursor, len(keys)))) if cursor else rows
-    order = [key.order() for key in keys]
-    found = list(wanted.order_by(*order).values_list(*[key.column for key in keys], "pk")[: limit + 1])
-    more = len(found) > limit
-    found = found[:limit]
-    whole = rows.model.objects.filter(pk__in=[row[-1] for row in found])
+    return list(wanted.order_by(*[key.order() for key in keys]).values_list(*[key.column for key in keys], "pk")[:most])
+
+
+def page_of(rows, found: list[tuple], limit: int) -> Page:
+    """The page of narrow rows, of which one more than ``limit`` says that there are more."""
+    shown = found[:limit]
+    return Page(whole(rows, [row[-1] for row in shown]), cursor_of(shown[-1]) if len(found) > limit else None)
+
+
+def cursor_of(row: tuple) -> str:
+    return encode([_plain(value) for value in row[:-1]])
+
+
+def whole(rows, keys: list) -> list:
+    """The rows of these primary keys, in their order. One that was deleted since is left out."""
+    found = rows.model.objects.filter(pk__in=keys)
     if rows.query.select_related:
-        whole.query.select_related = rows.query.select_related
-    by_pk = {row.pk: row for row in whole}
-    # One that was deleted between the two steps is left out.
-    return Page([by_pk[row[-1]] for row in found if row[-1] in by_pk], encode([_plain(v) for v in found[-1][:-1]]) if more else None)
+        found.query.select_related = rows.query.select_related
+    by_pk = {row.pk: row for row in found}
+    return [by_pk[key] for key in keys if key in by_pk]
 
 
 def _plain(value: Any) -> Any:

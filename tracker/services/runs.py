@@ -7,34 +7,16 @@ from datetime import timedelta
 from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.db import transaction
-from django.db.models import F, FilteredRelation, Q
+from django.db.models import Q
 from django.utils import timezone
-from django.utils.dateparse import parse_datetime
 
 from tracker.domain import ids, storable
 from tracker.domain.errors import Forbidden, Invalid, NotFound
 from tracker.domain.lifecycle import JobState, RunState
 from tracker.models import Attempt, Job, MetricSegment, Project, Run, User
-from tracker.services import compaction, documents, filters, lineage, paging, projects, values
-from tracker.services.paging import Key, Page
-
-COLUMNS = {
-    "created": "created_at",
-    "started": "started_at",
-    "finished": "finished_at",
-    "heartbeat": "heartbeat_at",
-    "name": "name",
-    "state": "state",
-    "group": "group",
-    "job_type": "job_type",
-    "host": "host",
-    "id": "id",
-    "user": "user__username",
-    "project": "project__slug",
-    "exit_code": "exit_code",
-}
-_NULLABLE = {"started_at", "finished_at", "heartbeat_at", "user__username", "exit_code"}
-_TIMES = {"created_at", "started_at", "finished_at", "heartbeat_at"}
+from tracker.services import compaction, documents, lineage, matching, paging, projects, search, values
+from tracker.services.filters import Filter
+from tracker.services.paging import Page
 
 
 def find(
@@ -51,63 +33,38 @@ def find(
 ) -> Page:
     """A page of the runs ``user`` may see (``.results``, ``.next``), newest first unless ``sort`` says otherwise.
 
-    ``sort``: a column or a value's name (``config.lr``, ``summary.val/loss``), with ``-`` in front for descending; runs without the
-    value stand last. ``state``: comma-separated. ``archived``: None for both. ``ids``: of these alone.
+    ``sort``: a column or a value's name (``config.lr``, ``summary.val/loss``), with ``-`` in front for descending, several with commas
+    between; numbers stand before texts, and runs without the value last. ``state``: comma-separated. ``archived``: None for both.
+    ``ids``: of these alone.
 
-    Raises FilterMistake, Invalid, NotFound (project).
+    Raises FilterMistake, FilterTooSlow, Invalid, NotFound (project).
     """
     rows = Run.objects.visible_to(user)
     if ids is not None:
         rows = rows.filter(id__in=ids)
-    within = Project.objects.visible_to(user).order_by().values("id")
     if project is not None:
         project = projects.get(user=user, slug=project) if isinstance(project, str) else project
         rows = rows.filter(project=project)
         within = [project.id]
+    else:
+        within = list(Project.objects.visible_to(user).order_by().values_list("id", flat=True))
     if states := [word.strip() for word in state.split(",") if word.strip()]:
         if unknown := set(states) - {known.value for known in RunState}:
             raise Invalid(f"There is no state {sorted(unknown)[0]}.", state="unknown")
         rows = rows.filter(state__in=states)
     if archived is not None:
         rows = rows.filter(archived_at__isnull=not archived)
-    rows = rows.filter(filters.bound(filter, projects=within))
-    rows, keys = _ordered(rows, sort)
     rows = rows.select_related("project", "user")
+    is_narrow = bool(states) or ids is not None or archived is True
+    most = paging.limit_of(limit)
     try:
-        return paging.page(rows, keys=keys, limit=paging.limit_of(limit), cursor=_revived(cursor, keys))
+        with matching.bounded():
+            chosen = Filter(filter, within)
+            return search.page(rows, chosen=chosen, sort=sort, limit=most, cursor=cursor, is_narrow=is_narrow)
     except (ValidationError, TypeError, ValueError):
+        if not cursor:
+            raise
         raise paging.not_ours() from None
-
-
-def _ordered(rows, sort: str):
-    descending, name = sort.startswith("-"), sort.lstrip("-+")
-    if not name:
-        # The order of the index, so that the first page reads only its own rows.
-        return rows, [Key("created_at", descending=True), Key("id")]
-    if name in COLUMNS:
-        column = COLUMNS[name]
-        keys = [Key(column, descending, column in _NULLABLE)]
-        return rows, keys if column == "id" else [*keys, Key("id")]
-    kind, path = filters.value_name(name.replace("\x00", ""))
-    if not 0 < len(path) <= values.LONGEST:
-        raise Invalid("sort names a column, config.… or summary.…", sort="malformed")
-    rows = rows.annotate(
-        sorted_by=FilteredRelation("values", condition=Q(values__kind=kind, values__path=path)),
-        sort_number=F("sorted_by__number"),
-        sort_text=F("sorted_by__text"),
-    )
-    return rows, [Key("sort_number", descending, True), Key("sort_text", descending, True), Key("id")]
-
-
-def _revived(cursor: str | None, keys: list[Key]) -> str | None:
-    """The cursor, once its times are known to be times: the database would answer a malformed one with an error of its own."""
-    if cursor:
-        for key, value in zip(keys, paging.decode(cursor, len(keys)), strict=True):
-            if key.column in _TIMES and value is not None and parse_datetime(str(value)) is None:
-                raise ValueError
-            if key.column == "sort_number" and isinstance(value, str):
-                raise ValueError
-    return cursor
 
 
 def get(*, user: User, run_id: str) -> Run:
@@ -202,6 +159,7 @@ def _purge(run_id: str) -> int:
         run.metrickeyset_set.all().delete()
         run.metric_summaries.all().delete()
         run.values.all().delete()
+        run.wide_keys.all().delete()
         run.stale_summaries.all().delete()
         run.key_definitions.all().delete()
         run.logchunk_set.all().delete()

@@ -16,7 +16,7 @@ import numpy as np
 
 from tracker.domain.lineage import is_measured
 from tracker.models import MetricSummary, Run, RunValue, StaleSummary
-from tracker.services import lineage, summaries
+from tracker.services import lineage, summaries, wide_keys
 from tracker.store import reading, rows
 from tracker.store.reading import Column
 
@@ -103,8 +103,9 @@ def _store(run_id: str, keys: list[str], columns: Iterable[Column], marks: dict[
             return False
         there = dict(MetricSummary.objects.filter(run_id=run_id).values_list("key", "id"))
         allowed = set(there)
+        chosen = wide_keys.chooser(run_id, run.project_id, most=summaries.MOST_KEYS)
         for row in made:
-            if row.key not in allowed and len(allowed) < summaries.MOST_KEYS:
+            if row.key not in allowed and chosen(row.key, allowed):
                 allowed.add(row.key)
         made = [row for row in made if row.key in allowed]
         MetricSummary.objects.bulk_create(

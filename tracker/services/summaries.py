@@ -15,12 +15,13 @@ from tracker.domain import coordinates
 from tracker.domain import keys as meanings
 from tracker.domain.lineage import is_measured
 from tracker.models import Attempt, MetricSummary, Run, RunValue, StaleSummary, Writer
-from tracker.services import lineage, ranks
+from tracker.services import lineage, ranks, wide_keys
 from tracker.store import blocks, rows, wire
 from tracker.store.metrics import DamagedSegment, metric_store
 
-MOST_KEYS = 500
-"""Keys of a run that have rows, by first seen; the others are found in the series themselves (reading.keys_of)."""
+MOST_KEYS = wide_keys.MOST_KEYS
+"""Keys of a run that have rows, by first seen, beside those that are chosen (wide_keys.py); the others are found in the series
+themselves (reading.keys_of)."""
 POINTS_AT_ONCE = 4_000_000
 PAUSE_SECONDS = 0.005
 EXACT = 2**53
@@ -57,7 +58,11 @@ class _Overtaken(Exception):
 
 def _summarise_some(run_id: str) -> bool:
     """A bounded part of it; whether more is left. Counted under a snapshot, so that the database's one writer waits for the rows alone."""
-    known = dict(MetricSummary.objects.filter(run_id=run_id).order_by("id").values_list("key", "id"))
+    project_id = Run.objects.filter(id=run_id).values_list("project_id", flat=True).first()
+    known = _Known(
+        MetricSummary.objects.filter(run_id=run_id).values_list("key", flat=True),
+        wide_keys.chooser(run_id, project_id or "", most=MOST_KEYS),
+    )
     news: dict[int, dict[str, _News]] = defaultdict(dict)
     moved: list[tuple[int, str, int]] = []
     more, budget = False, POINTS_AT_ONCE
@@ -103,10 +108,42 @@ def _summarise_some(run_id: str) -> bool:
                 lineage.mark_stale(_inheriting(run_id, news))
             if run.is_stitched:
                 news = _addable(run_id, news, [writer for _, writer, _ in moved])
+            elif len(known.keys) >= MOST_KEYS:
+                news = _beyond_what_was_made(run_id, news)
+            wide_keys.record(run, known.others)
             write_values(run, _write(run, news))
     except _Overtaken:
         return True
     return more
+
+
+class _Known:
+    """Which keys have rows, and what else came by."""
+
+    def __init__(self, keys, chosen) -> None:
+        self.keys, self.chosen = set(keys), chosen
+        self.others: set[str] = set()
+
+    def see(self, keys: list[str]) -> None:
+        for key in keys:
+            if key not in self.keys and key not in self.others:
+                if self.chosen(key, self.keys):
+                    self.keys.add(key)
+                else:
+                    self.others.add(key)
+
+
+def _beyond_what_was_made(run_id: str, news: dict[int, dict[str, _News]]) -> dict[int, dict[str, _News]]:
+    """A key that got its row late had it made from its series (services/stitched.py), perhaps with points that are counted only now:
+    what does not lie beyond is made again."""
+    made = {(row.key, row.rank): row for row in MetricSummary.objects.filter(run_id=run_id, hi_step__isnull=False)}
+    late = {key for key, _ in made}
+    if not late:
+        return news
+    fits = {key for key in late if all(_is_beyond(made.get((key, r)), n[key]) for r, n in news.items() if key in n)}
+    again = sorted({key for n in news.values() for key in n if key in late and key not in fits})
+    lineage.mark_stale([run_id], again)
+    return {rank: {key: found for key, found in by_key.items() if key not in again} for rank, by_key in news.items()}
 
 
 def _with_forks(runs):
@@ -168,26 +205,25 @@ class _News:
     sum: float = 0.0
 
 
-def _count(batches: list[wire.Batch], news: dict[str, _News], known: dict[str, int]) -> None:
-    """Add the batches of one writer, in order; keys beyond the limit are passed over."""
+def _count(batches: list[wire.Batch], news: dict[str, _News], known: _Known) -> None:
+    """Add the batches of one writer, in order; keys without rows are passed over."""
     dense: dict[str, list[wire.Dense]] = {}
     for batch in batches:
         for frame in batch.frames:
             if not frame.points:
                 continue
-            for key in frame.keys:
-                if len(known) >= MOST_KEYS:
-                    break
-                known.setdefault(key, 0)
-            if isinstance(frame, wire.Dense):
-                dense.setdefault(frame.keylist, []).append(frame)
-            else:
-                _count_sparse(frame, news, known)
+            if not isinstance(frame, wire.Dense):
+                known.see(frame.keys)
+                _count_sparse(frame, news, known.keys)
+                continue
+            if frame.keylist not in dense:
+                known.see(frame.keys)
+            dense.setdefault(frame.keylist, []).append(frame)
     for group in dense.values():
-        _count_dense(group, news, known)
+        _count_dense(group, news, known.keys)
 
 
-def _count_dense(group: list[wire.Dense], news: dict[str, _News], known: dict[str, int]) -> None:
+def _count_dense(group: list[wire.Dense], news: dict[str, _News], known: set[str]) -> None:
     keys, types = group[0].keys, np.frombuffer(group[0].types.encode(), "u1") == ord("q")
     chosen = np.array([at for at, key in enumerate(keys) if key in known], int)
     if not len(chosen):
@@ -201,7 +237,7 @@ def _count_dense(group: list[wire.Dense], news: dict[str, _News], known: dict[st
             _add([keys[i] for i in chosen[at]], kind, matrix[at], steps, times, records, news)
 
 
-def _count_sparse(frame: wire.Sparse, news: dict[str, _News], known: dict[str, int]) -> None:
+def _count_sparse(frame: wire.Sparse, news: dict[str, _News], known: set[str]) -> None:
     group = frame.index.astype(np.int64) * 2 + frame.types
     # Of 100,000 names logged one by one, 500 are counted here: the others are not even sorted.
     is_known = np.fromiter((key in known for key in frame.keys), bool, len(frame.keys))

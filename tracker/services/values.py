@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 from tracker.domain import storable
@@ -12,10 +13,12 @@ from tracker.models.key import RunValue as Value
 MOST_LEAVES = 2000
 """Per run and kind. The documents themselves are kept whole; only what can be filtered by is bounded."""
 LONGEST = 500
+_ENDLESS = {"Infinity": math.inf, "-Infinity": -math.inf}
+"""JSON has them as text only. They sort and compare as numbers; NaN has no order and stays a text."""
 
 
 def _row(run: Run, kind: str, path: str, found: Any) -> RunValue:
-    number = storable.number_of(found)
+    number = _ENDLESS.get(found) if isinstance(found, str) else storable.number_of(found)
     text: str | None
     if isinstance(found, bool):
         text = "true" if found else "false"
@@ -46,6 +49,12 @@ def config_changed(run: Run) -> None:
 
 
 def summary_changed(run: Run, changed: dict[str, Any]) -> None:
+    """What the program set in its summary; a dictionary counts by its leaves, as in config (``best.acc``)."""
+    leaves = storable.leaves(changed, MOST_LEAVES)
+    for key, found in changed.items():
+        if isinstance(found, dict):
+            run.values.filter(kind=Value.Kind.SUMMARY, path__startswith=f"{key}.").exclude(path__in=list(leaves)[:900]).delete()
+    changed = leaves
     room = MOST_LEAVES - run.values.filter(kind=Value.Kind.SUMMARY).count()
     known = set()
     if len(changed) > room:

@@ -33,6 +33,8 @@ def link(state: dict, **changes) -> str:
 
 def heading(state: dict, name: str) -> dict:
     """Link and direction of a sortable header: first click descending, second ascending, third back to newest first."""
+    if any(character in name for character in ',"\\'):
+        name = '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
     now = state.get("sort", "")
     direction = "descending" if now == f"-{name}" else "ascending" if now == name else "none"
     after = {"none": f"-{name}", "descending": name, "ascending": ""}[direction]

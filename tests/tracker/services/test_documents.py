@@ -7,7 +7,7 @@ import pytest
 from tests.tracker.helpers import writer_json
 from tracker.domain.ids import new_id
 from tracker.models import Event, KeyDefinition, LogChunk, Media, Run, RunValue, Writer
-from tracker.services import documents
+from tracker.services import documents, values
 
 TIME = 1_700_000_000_000_000
 
@@ -218,3 +218,11 @@ def test_opening_again_after_the_end_does_not_start_the_run_again(send, alice):
     assert alice.post("ingest/writers", doc).json()["run"]["state"] == "finished"
     assert Writer.objects.filter(run=send.run).count() == 1
     assert new_id() != send.writer.id
+
+
+def test_a_dictionary_in_the_summary_is_filtered_by_its_leaves(run):
+    """``summary.best.acc`` is a name, and goes when the program leaves it out of the dictionary."""
+    values.summary_changed(run, {"best": {"acc": 0.5, "at": {"step": 3}}, "n": 1})
+    assert dict(RunValue.objects.filter(run=run).values_list("path", "number")) == {"best.acc": 0.5, "best.at.step": 3.0, "n": 1.0}
+    values.summary_changed(run, {"best": {"acc": 0.75}})
+    assert dict(RunValue.objects.filter(run=run).values_list("path", "number")) == {"best.acc": 0.75, "n": 1.0}
