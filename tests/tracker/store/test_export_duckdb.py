@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import os
 import struct
+import tarfile
 import urllib.error
 import urllib.request
+import uuid
 from types import SimpleNamespace
 
 import duckdb
+import pyarrow.parquet
 import pytest
 
 from sdk._cli import export as command
-from sdk._query import Api
+from sdk._query import Api, exports
+from sdk._query.places import Folder, place
+from sdk.errors import FormatError
 from tests.tracker.store.conftest import Room
 from tests.tracker.store.export_room import INTS, ODD_KEYS, SPECIAL, mixture, post
+from tracker.domain.errors import Busy, FilterMistake
 from tracker.models import Run
 from tracker.services import compaction, export_points, export_tree, summaries
 from tracker.store import parquet, reading
@@ -113,17 +121,15 @@ def test_every_point_of_every_kind_of_run_agrees_with_the_history_route(house):
 
 def test_rows_lie_sorted_and_row_groups_can_be_passed_over(house, monkeypatch):
     """By key, rank, then step, in groups of bounded size with statistics, so that a reader of one key reads a part of the file."""
-    import pyarrow.parquet as pq
-
     monkeypatch.setattr(parquet, "ROW_GROUP", 1000)
     runs = mixture(house.room)
     house.encore(runs["wide"].id, runs["ranks"].id)
     for name in ("wide", "ranks"):
         file = next(house.to.rglob(f"run={runs[name].id}/*.parquet"))
-        table = pq.read_table(file, partitioning=None).to_pydict()
+        table = pyarrow.parquet.read_table(file, partitioning=None).to_pydict()
         rows = list(zip(table["key"], table["rank"], table["step"], strict=True))
         assert rows == sorted(rows)
-        found = pq.ParquetFile(file).metadata
+        found = pyarrow.parquet.ParquetFile(file).metadata
         assert max(found.row_group(n).num_rows for n in range(found.num_row_groups)) <= 1000
         assert found.row_group(0).column(0).statistics.min == rows[0][0]
         assert found.row_group(0).column(4).compression == "ZSTD"
@@ -314,3 +320,80 @@ def test_one_run_comes_as_one_file(house, tmp_path):
             house.api.download(f"export/runs/{runs[name].id}.parquet", file)
         with duckdb.connect() as db:
             assert db.execute(f"SELECT count(*) FROM read_parquet('{tmp_path}/{name}.parquet')").fetchall() == [(count,)]
+
+
+def test_an_export_into_a_bucket_is_kept_up_like_a_folder(house, monkeypatch):
+    """s3://bucket/prefix on a real S3 server: brought once, checked, mended, pruned."""
+    if "ENCORE_TEST_S3" not in os.environ:
+        pytest.skip("no S3 server was started (python -m tests.services run)")
+    s3 = json.loads(os.environ["ENCORE_TEST_S3"])
+    for name, value in {"ENDPOINT_URL": "endpoint", "ACCESS_KEY_ID": "access_key", "SECRET_ACCESS_KEY": "secret_key"}.items():
+        monkeypatch.setenv(f"AWS_{name}", s3[value])
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    runs = mixture(house.room)
+    to = f"s3://{s3['bucket']}/exports/{uuid.uuid4().hex}"
+    assert house.encore(to=to).sent == len(runs)
+    assert house.encore(to=to).sent == 0
+    assert house.encore("--check", to=to).wrong == []
+    bucket = place(to)
+    folder = f"project={house.room.project.slug}/run={runs['ranks'].id}"
+    with bucket.open(f"{folder}/points.parquet") as file:
+        raw = file.read()
+    table = duckdb.from_arrow(pyarrow.parquet.read_table(io.BytesIO(raw)))
+    assert table.count("*").fetchall() == [(240,)]
+    spoiled = bucket.aside()
+    spoiled.write(raw[:-1] + bytes([raw[-1] ^ 1]))
+    bucket.keep(spoiled, f"{folder}/points.parquet")
+    assert [entry["folder"] for entry in house.encore("--check", to=to, status=1).wrong] == [folder]
+    assert house.encore("--mend", to=to).sent == 1
+    house.api.delete(f"runs/{runs['ranks'].id}")
+    assert house.encore("--prune", to=to).pruned == [folder]
+    assert folder not in {name.rpartition("/")[0] for name, _ in bucket.names()}
+
+
+def test_a_reader_that_leaves_gives_its_place_back(house):
+    """As many exports as the server takes at once; one more is told to wait; all that break off or end make room again."""
+    mixture(house.room)
+    question = export_tree.Question()
+    for _ in range(2):
+        going = [export_tree.stream(user=house.room.user, question=question) for _ in range(export_tree.AT_ONCE)]
+        with pytest.raises(Busy):
+            export_tree.stream(user=house.room.user, question=question)
+        next(going[0])
+        for stream in going:
+            stream.close()
+    with pytest.raises(FilterMistake):
+        export_tree.stream(user=house.room.user, question=export_tree.Question(filter="lr >"))
+    whole = export_tree.stream(user=house.room.user, question=question)
+    with tarfile.open(fileobj=io.BytesIO(b"".join(whole))) as found:
+        assert found.getnames()[-1] == "_encore.json"
+    assert all(export_tree._places.acquire(blocking=False) for _ in range(export_tree.AT_ONCE))
+    for _ in range(export_tree.AT_ONCE):
+        export_tree._places.release()
+
+
+class Hostile:
+    """A server that sends a tree of its own making."""
+
+    def __init__(self, *entries: tuple[tarfile.TarInfo, bytes]) -> None:
+        held = io.BytesIO()
+        with tarfile.open(fileobj=held, mode="w") as made:
+            for info, raw in entries:
+                info.size = len(raw)
+                made.addfile(info, io.BytesIO(raw))
+        self.url, self.body = "http://x", held.getvalue()
+
+    def _stream(self):
+        return SimpleNamespace(open=lambda *_: io.BytesIO(self.body))
+
+
+@pytest.mark.parametrize("name", ["../evil", "/etc/evil", "project=a/run=../points.parquet", "project=a/run=b/../../evil", "link", "x"])
+def test_nothing_that_a_server_sends_is_written_elsewhere(tmp_path, name):
+    """Names are checked against what an export consists of; links, devices and foreign names are refused."""
+    info = tarfile.TarInfo("runs.parquet" if name == "link" else name)
+    if name == "link":
+        info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    to = tmp_path / "out"
+    with pytest.raises(FormatError):
+        exports.export(Hostile((info, b"" if name == "link" else b"evil")), Folder(to), {"keys": []})
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()) == ["out/_encore.question.json"]

@@ -234,7 +234,7 @@ def test_cold_blocks_on_s3_have_their_storage_class(room, s3_store, settings):
     store = blob_store().cold
     for key in MetricBlock.objects.values_list("object_key", flat=True):
         assert key.startswith("cold/")
-        assert store.client.head_object(Bucket=store.bucket, Key=store._name(key)).get("StorageClass", "STANDARD_IA") == "STANDARD_IA"
+        assert store.client.head_object(Bucket=store.bucket, Key=store._name(key))["StorageClass"] == "STANDARD_IA"
 
 
 def test_a_project_without_rules_follows_the_instance(room):
