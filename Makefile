@@ -34,7 +34,7 @@ torture: ## the slow proofs in full size
 	@ENCORE_TORTURE=1 exec $(BIN)/python -m tests.services run -- $(BIN)/python -m pytest tests/sdk tests/torture $(ARGS)
 
 bench: ## the budgets, measured; exits 1 on a missed one and lists it first
-	@$(INSTALL) server pages test
+	@$(INSTALL) system server pages test
 	@exec $(BIN)/python benchmarks/run.py $(ARGS)
 
 peers: ## the SDK beside its peers, which are installed into .make/peers (2 GB); 15 minutes

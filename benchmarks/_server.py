@@ -1,4 +1,5 @@
-"""A real server for benchmarks: granian over WSGI on a free port, SQLite in a temporary ENCORE_HOME, and the maintenance beside it."""
+"""A real server for benchmarks: granian over WSGI on a free port, SQLite or PostgreSQL (both synced), a folder or an S3 server, in a
+temporary ENCORE_HOME, and the maintenance beside it."""
 
 from __future__ import annotations
 
@@ -21,6 +22,12 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tests import services  # noqa: E402
+
+SQLITE, POSTGRES = "sqlite", "postgres"
+FOLDER, S3 = "folder", "s3"
 _PREPARE = """
 import django; django.setup()
 from django.core.management import call_command
@@ -48,11 +55,12 @@ class Server:
     home: Path
     environment: dict[str, str]
     processes: list[subprocess.Popen] = field(default_factory=list)
+    database: list[subprocess.Popen] = field(default_factory=list)
 
     def cpu_seconds(self) -> float:
-        """Of all its processes and their children, so far."""
+        """Of all its processes and their children, PostgreSQL's too, so far."""
         total = 0.0
-        for process in self.processes:
+        for process in self.processes + self.database:
             with contextlib.suppress(psutil.NoSuchProcess):
                 for one in [top := psutil.Process(process.pid), *top.children(recursive=True)]:
                     with contextlib.suppress(psutil.NoSuchProcess):
@@ -95,8 +103,24 @@ class Server:
 
 
 @contextlib.contextmanager
-def server(maintenance: float | None = 1.0, threads: int = 32) -> Iterator[Server]:
+def server(maintenance: float | None = 1.0, threads: int = 32, *, database: str = SQLITE, store: str = FOLDER) -> Iterator[Server]:
     """``maintenance``: seconds between two rounds of summaries and compaction, None for none."""
+    with contextlib.ExitStack() as stack:
+        # Below /tmp and open to pass through: PostgreSQL runs as another user where this is root.
+        folder = Path(tempfile.mkdtemp(prefix="encore-bench-services-", dir="/tmp"))
+        folder.chmod(0o755)
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        more, processes = {}, []
+        if database == POSTGRES:
+            more["DATABASE_URL"] = stack.enter_context(services.postgres(folder, is_durable=True))
+            processes = [services.STARTED[-1]]
+        if store == S3:
+            bucket = stack.enter_context(services.s3(folder))
+            more |= {f"ENCORE_S3_{name.upper()}": value for name, value in bucket.items()}
+        yield from _serve(maintenance, threads, more, processes)
+
+
+def _serve(maintenance: float | None, threads: int, more: dict[str, str], database: list[subprocess.Popen]) -> Iterator[Server]:
     home = Path(tempfile.mkdtemp(prefix="encore-bench-"))
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ENCORE_") and name != "DATABASE_URL"}
     with socket.socket() as trial:
@@ -104,9 +128,9 @@ def server(maintenance: float | None = 1.0, threads: int = 32) -> Iterator[Serve
         port = trial.getsockname()[1]
     environment |= {
         "ENCORE_HOME": str(home), "ENCORE_URL": f"http://127.0.0.1:{port}", "DJANGO_SETTINGS_MODULE": "tracker.settings",
-        "ENCORE_SECRET_KEY": secrets.token_hex(32), "ENCORE_LOG_LEVEL": "WARNING",
+        "ENCORE_SECRET_KEY": secrets.token_hex(32), "ENCORE_LOG_LEVEL": "WARNING", **more,
     }  # fmt: skip
-    found = Server(f"http://127.0.0.1:{port}", port, "", home, environment)
+    found = Server(f"http://127.0.0.1:{port}", port, "", home, environment, database=database)
     try:
         found.token = found.python(_PREPARE)
         granian = [

@@ -106,8 +106,11 @@ def postgres_program(name: str) -> str:
 
 
 @contextlib.contextmanager
-def postgres(folder: Path) -> Iterator[str]:
-    """A ``DATABASE_URL``. PostgreSQL refuses root, so root runs it as postgres or nobody, in a folder of theirs."""
+def postgres(folder: Path, *, is_durable: bool = False) -> Iterator[str]:
+    """A ``DATABASE_URL``. PostgreSQL refuses root, so root runs it as postgres or nobody, in a folder of theirs.
+
+    Without ``is_durable`` nothing is synced: quicker, and as safe as a test needs.
+    """
     data, log, port = folder / "postgres", folder / "postgres.log", free_port()
     as_user: list[str] = []
     data.mkdir(mode=0o700)
@@ -123,10 +126,12 @@ def postgres(folder: Path) -> Iterator[str]:
             [*as_user, postgres_program("initdb"), "-D", str(data), "-U", "encore", "--auth=trust", "--encoding=UTF8", "--locale=C", "-N"],
             check=True, stdout=output, stderr=output, cwd="/",
         )  # fmt: skip
-    settings = {
-        "listen_addresses": "127.0.0.1", "port": port, "unix_socket_directories": str(data), "fsync": "off", "synchronous_commit": "off",
-        "full_page_writes": "off", "max_connections": 200,
-    }  # fmt: skip
+    settings = {"listen_addresses": "127.0.0.1", "port": port, "unix_socket_directories": str(data), "max_connections": 200}
+    settings |= (
+        {"shared_buffers": "512MB", "max_wal_size": "4GB", "jit": "off"}
+        if is_durable
+        else {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+    )
     options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
     # runuser waits for PostgreSQL and would swallow the signal that stops it: setpriv replaces itself. A change of user clears PDEATHSIG.
     if as_user:
