@@ -54,21 +54,33 @@ def replace(*, user: User | None, project: Project | None, told: Any) -> list[Ru
         _require(user, project)
     if not isinstance(told, list) or len(told) > rules_.MOST_RULES:
         raise Invalid(f"rules is a list of at most {rules_.MOST_RULES} rules.", rules="malformed")
-    checked = [rules_.rule_of(each) for each in told]
-    if any(rule.action == rules_.COLD for rule in checked):
-        cold.require()
+    checked = [_checked(each) for each in told]
     with transaction.atomic():
         RetentionRule.objects.filter(project=project).delete()
         for rule in checked:
-            row = {name: value for name, value in rule.told().items() if name != "id"}
-            RetentionRule.objects.create(project=project, created_by=user, **row)
+            _create(user, project, rule)
     return rules(project)
 
 
 def add(*, project: Project | None, told: dict[str, Any]) -> Rule:
     """From the server's command line: one rule more."""
-    before = [{name: value for name, value in rule.told().items() if name != "id"} for rule in rules(project)]
-    return replace(user=None, project=project, told=[*before, told])[-1]
+    rule = _checked(told)
+    if RetentionRule.objects.filter(project=project).count() >= rules_.MOST_RULES:
+        raise Invalid(f"There are {rules_.MOST_RULES} rules already: remove one first.")
+    return _rule(_create(None, project, rule))
+
+
+def _checked(told: Any) -> Rule:
+    rule = rules_.rule_of(told)
+    if rule.action == rules_.COLD:
+        cold.require()
+    return rule
+
+
+def _create(user: User | None, project: Project | None, rule: Rule) -> RetentionRule:
+    return RetentionRule.objects.create(
+        project=project, created_by=user, **{name: value for name, value in rule.told().items() if name != "id"}
+    )
 
 
 def remove(rule_id: int) -> bool:
@@ -96,6 +108,8 @@ class Outcome:
     bytes: int = 0
     freed_at: datetime | None = None
     """When the last of these bytes are free again: the trash has its delays."""
+    complete: bool = True
+    """False: the time was over before the last run."""
 
     def told(self) -> dict[str, Any]:
         when = self.freed_at.isoformat() if self.freed_at else None
@@ -138,6 +152,7 @@ def apply(
             outcome = Outcome(each.slug, rule)
             for run in _some(due(rule, each, now)):
                 if until is not None and time.monotonic() > until:
+                    outcome.complete = False
                     break
                 _act(rule, run, outcome, dry_run)
             if outcome.runs:

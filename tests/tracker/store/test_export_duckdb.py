@@ -8,6 +8,7 @@ import json
 import os
 import struct
 import tarfile
+import threading
 import urllib.error
 import urllib.request
 import uuid
@@ -16,17 +17,20 @@ from types import SimpleNamespace
 import duckdb
 import pyarrow.parquet
 import pytest
+from django.db import connection
 
 from sdk._cli import export as command
 from sdk._query import Api, exports
 from sdk._query.places import Folder, place
 from sdk.errors import FormatError
+from tests.tracker.store import wire_writer as wire
 from tests.tracker.store.conftest import Room
 from tests.tracker.store.export_room import INTS, ODD_KEYS, SPECIAL, mixture, post
 from tracker.domain.errors import Busy, FilterMistake
-from tracker.models import Run
+from tracker.models import MetricBlock, Run
 from tracker.services import compaction, export_points, export_tree, summaries
 from tracker.store import parquet, reading
+from tracker.store.blobs import blob_store
 
 
 @pytest.fixture
@@ -42,7 +46,7 @@ def house(transactional_db, live_server, tmp_path, capsys, settings):
         found = args.run(args)
         out, err = capsys.readouterr()
         assert found == status, out + err
-        return SimpleNamespace(err=err, **(json.loads(out) if out else {}))
+        return SimpleNamespace(err=err, **(json.loads(out.splitlines()[-1]) if out else {}))
 
     db = duckdb.connect(config={"threads": 1})
 
@@ -257,19 +261,94 @@ def test_an_interrupted_export_goes_on(house, monkeypatch):
     assert done.runs == len(runs)
     assert len(calls) == 2
     assert 0 < calls[1] < len(runs)
-    assert not [path for path in house.to.rglob("*") if "part" in path.name and path.is_file()]
+    assert not list(house.to.glob(".*"))
     assert house.encore("--check").wrong == []
 
 
 def test_a_place_holds_the_export_of_one_question(house, tmp_path):
     """Another filter, or a folder with something else in it, is refused before anything is written."""
     mixture(house.room)
-    house.encore("--project", house.room.project.slug)
+    house.encore("--filter", "lr >", status=1)
+    house.encore("--project", house.room.project.slug)  # a question that was refused binds nobody
     assert "another project" in house.encore(status=1).err
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
     assert "choose an empty place" in house.encore(status=1, to=tmp_path / "mine").err
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+def test_one_export_at_a_time_writes_into_a_folder(house):
+    """A second one is refused and touches nothing of the first."""
+    mixture(house.room)
+    with command.place_of(str(house.to)) as first:
+        half = first.aside()
+        assert "another export" in house.encore(status=1).err
+        half.write(b"x")
+        first.keep(half, "_encore.json")
+
+
+def test_a_run_that_cannot_be_read_is_named_and_the_others_come(house):
+    """A damaged block: what lies there of that run stays, the exit status is 1, and the next export tries it again."""
+    runs = mixture(house.room)
+    key = MetricBlock.objects.get(run=runs["exact"]).object_key
+    raw = blob_store().read(key)
+    blob_store().put(key, raw[: len(raw) // 2])
+    reading.forget()
+    done = house.encore(status=1)
+    assert [each["run"] for each in done.failed] == [runs["exact"].id]
+    assert done.sent == len(runs) - 1
+    blob_store().put(key, raw)
+    reading.forget()
+    assert house.encore().sent == 1
+
+
+def test_an_export_while_points_come_in_and_are_compacted_is_a_prefix(house):
+    """At any moment a run can be exported whole: its first n points, each once, never a hole while segments become blocks."""
+    runs = [house.room.run(state="running") for _ in range(3)]
+    writers = [house.room.writer(run) for run in runs]
+    over = threading.Event()
+
+    def log(at: int) -> None:
+        for writer in writers:
+            post(house.room, writer, at, ["loss"], "d", [(at + n, [at + n]) for n in range(20)], known=at > 0)
+
+    def work() -> None:
+        at = 20
+        while not over.is_set() and at < 20_000:
+            log(at)
+            at += 20
+            compaction.compact_run(runs[at % 3].id, force=True)
+        connection.close()
+
+    log(0)
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        seen = 0
+        for _ in range(6):
+            assert house.encore().runs == 3
+            rows = house.query(
+                "SELECT run, count(*), count(DISTINCT step), min(step), max(step), sum(value - step) FROM points GROUP BY run"
+            )
+            for _, count, steps, low, high, off in rows:
+                assert (count, low, high, off) == (steps, 0, count - 1, 0)
+                seen = max(seen, count)
+    finally:
+        over.set()
+        thread.join()
+    assert seen > 20
+
+
+def test_times_and_steps_at_the_ends_of_64_bits_are_kept(house):
+    run = house.room.run(state="finished")
+    writer = house.room.writer(run)
+    ends = [-(2**63) + 1, -1, 0, 2**63 - 1]
+    rows = [(n, end, time, [1.0]) for n, (end, time) in enumerate(zip(ends, reversed(ends), strict=True))]
+    house.room.post(writer, wire.batch(run.id, writer.id, 0, 3, [wire.dense(0, ["x"], "d", rows)]))
+    house.encore()
+    table = pyarrow.parquet.read_table(next(house.to.rglob("points.parquet")), partitioning=None)
+    assert table["step"].to_pylist() == ends
+    assert table["time"].cast(pyarrow.int64()).to_pylist() == list(reversed(ends))
 
 
 def test_metrics_and_runs_can_be_chosen(house):
