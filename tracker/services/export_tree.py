@@ -63,15 +63,17 @@ def stream(*, user: User, question: Question, have: dict[str, str] | None = None
     """
     pages = export.pages(user=user, limit=export.RUNS_AT_ONCE, asked=question.asked())
     wanted = export_points.matcher(question.keys)
-    if not _places.acquire(blocking=False):
-        raise Busy(f"{AT_ONCE} exports are going on already: try again when one of them is through.", retry_after=10)
     return _Guarded(_stream(user, question, wanted, have or {}, pages))
 
 
 class _Guarded:
-    """Gives the place back when the answer is over, also one that nobody began to read."""
+    """Has one of the places, and gives it back when the answer is over, also one that nobody began to read."""
+
+    open = False
 
     def __init__(self, parts: Iterator[bytes]) -> None:
+        if not _places.acquire(blocking=False):
+            raise Busy(f"{AT_ONCE} exports are going on already: try again when one of them is through.", retry_after=10)
         self.parts, self.open = parts, True
 
     def __iter__(self) -> _Guarded:
@@ -184,7 +186,14 @@ def _run(exported: Exported, columns: Iterator[Column]) -> Iterator[bytes | dict
 
 
 def points_of(*, user: User, run: Run, keys: list[str]) -> Iterator[bytes]:
-    """One run's file as it is made, a row group in memory at a time. The answer of a run without points is a file without rows."""
+    """One run's file as it is made, a row group in memory at a time. The answer of a run without points is a file without rows.
+
+    Raises Busy.
+    """
+    return _Guarded(_points_of(user, run, keys))
+
+
+def _points_of(user: User, run: Run, keys: list[str]) -> Iterator[bytes]:
     planned = _changed(user, [run], Question(keys=keys), {})[0]
     sink = _Pieces()
     rows = 0

@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.db.models import Exists, F, OuterRef, Q, QuerySet
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
@@ -132,7 +132,9 @@ def due(rule: Rule, project: Project, now: datetime | None = None) -> QuerySet[R
         forks = Run.objects.filter(fork_run=OuterRef("pk"), deleted_at=None)
         found = found.filter(~Exists(judged), ~Exists(forks))
     if rule.action != rules_.TRASH:
-        found = found.filter(~Exists(RetentionDone.objects.filter(run=OuterRef("pk"), action=rule.action, detail=rule.detail)))
+        # A run that was resumed since then is looked at anew, once it is over again.
+        done = RetentionDone.objects.filter(run=OuterRef("pk"), action=rule.action, detail=rule.detail, at__gte=OuterRef("over_at"))
+        found = found.filter(~Exists(done))
     return found.order_by("over_at", "id")
 
 
@@ -188,9 +190,9 @@ def _act(rule: Rule, run: Run, outcome: Outcome, dry_run: bool) -> None:
         outcome.points += freed.points
         outcome.bytes += freed.bytes
     if not dry_run:
-        RetentionDone.objects.update_or_create(
-            run=run, action=rule.action, detail=rule.detail, defaults={"points": freed.points, "bytes": freed.bytes}
-        )
+        done, _ = RetentionDone.objects.get_or_create(run=run, action=rule.action, detail=rule.detail)
+        account = {"points": F("points") + freed.points, "bytes": F("bytes") + freed.bytes}
+        RetentionDone.objects.filter(id=done.id).update(**account, at=timezone.now())
 
 
 def _freed_at(rule: Rule, dry_run: bool) -> datetime:

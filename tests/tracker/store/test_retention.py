@@ -16,7 +16,7 @@ from tests.tracker.helpers import api_of
 from tests.tracker.store.export_room import post
 from tracker import commands
 from tracker.domain.errors import EncoreError, Invalid
-from tracker.models import Event, Job, LogChunk, MetricBlock, MetricSummary, MetricTrash, Reproduction, Run
+from tracker.models import Event, Job, LogChunk, MetricBlock, MetricSummary, MetricTrash, Reproduction, RetentionDone, Run
 from tracker.services import cold, compaction, dropping, freeing, retention, summaries, values
 from tracker.store import blocks, reading
 from tracker.store.blobs import blob_store
@@ -105,6 +105,21 @@ def test_points_of_chosen_keys_go_and_all_others_stay_to_the_bit(room):
     assert freed.object_bytes == on_disk - stored() > done.bytes
     assert told(run, "loss") == kept
     assert retention.apply()[0].runs == 0
+
+
+def test_a_run_that_is_resumed_is_looked_at_again_when_it_is_over(room):
+    """What the new start logged goes too, as many days after its end."""
+    run = filled(room)
+    rule(room, action="points", keys=["system/cpu"])
+    assert retention.apply()[0].points == 800
+    later = room.writer(run, attempt=2)
+    post(room, later, 0, ["system/cpu"], "d", [(n, [n]) for n in range(50)])
+    summaries.summarise_run(run.id)
+    assert retention.apply()[0].points == 0
+    Run.objects.filter(id=run.id).update(finished_at=timezone.now() + timedelta(days=1))
+    again = retention.apply(now=timezone.now() + timedelta(days=32))[0]
+    assert (again.runs, again.points) == (1, 50)
+    assert RetentionDone.objects.get(run=run).points == 850
 
 
 def test_small_runs_in_the_database_lose_their_points_too(room):
