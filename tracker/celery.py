@@ -24,6 +24,7 @@ app.conf.beat_schedule = {
         "compact": 5.0,
         "sweep_jobs": 5.0,
         "mark_silent_runs": 10.0,
+        "sweep_blocks": 300.0,
         "empty_trash": 3600.0,
         "retain": 3600.0,
         "forget": 3600.0,

@@ -86,6 +86,8 @@ def _applied(outcomes: list, dry_run: bool) -> tuple[Any, str]:
             says += ", to the cold store"
         elif each.runs:
             says += f", {'would be ' if dry_run else ''}freed at {moment(each.freed_at)} (by encore gc, which runs each hour)"
+        if each.failed:
+            says += f"; it failed at {many(each.failed, 'run')}, the lines above say why"
         lines.append(says)
     lines = lines or ["There are no rules: nothing goes."]
     lines.append("Nothing was changed." if dry_run else "Done.")

@@ -3,8 +3,9 @@
 from celery import shared_task
 from django.core.management import call_command
 
+from tracker import queue
 from tracker.models import Reproduction
-from tracker.services import accounts, compaction, freeing, jobs, liveness, retention, stitched, summaries
+from tracker.services import accounts, compaction, freeing, jobs, liveness, merging, retention, stitched, summaries
 
 
 @shared_task(name="tracker.mark_silent_runs")
@@ -32,7 +33,22 @@ def summarise():
 
 @shared_task(name="tracker.compact")
 def compact():
-    compaction.run_due()
+    if not compaction.is_spread():
+        compaction.run_due()
+        return
+    for run_id in compaction.due_runs():  # whoever comes first takes a writer; what waits for long is dropped, the next turn does it
+        compact_run.apply_async(args=[run_id], queue=queue.MAINTENANCE, expires=10)
+
+
+@shared_task(name="tracker.compact_run")
+def compact_run(run_id):
+    compaction.compact_due_of(run_id)
+
+
+@shared_task(name="tracker.sweep_blocks")
+def sweep_blocks():
+    freeing.sweep_objects()
+    merging.merge_due()
 
 
 @shared_task(name="tracker.empty_trash")

@@ -35,7 +35,7 @@ class MetricBlock(models.Model):
     writer = models.ForeignKey(Writer, models.CASCADE)
     first = models.BigIntegerField()
     last = models.BigIntegerField()
-    tier = models.PositiveSmallIntegerField(default=0)
+    tier = models.PositiveSmallIntegerField(default=0, help_text="How often it was merged; 100, 200, 201: see services/merging.py.")
     points = models.BigIntegerField()
     lo_step = models.BigIntegerField()
     hi_step = models.BigIntegerField()
@@ -45,7 +45,11 @@ class MetricBlock(models.Model):
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:
-        indexes = [models.Index(fields=["run", "writer", "first"], name="block_run_writer_first")]
+        indexes = [
+            models.Index(fields=["run", "writer", "first"], name="block_run_writer_first"),
+            # Only what may still be merged: the rest are many more.
+            models.Index(fields=["run", "writer", "tier"], name="block_open", condition=models.Q(tier__lt=100)),
+        ]
 
 
 class MetricTrash(models.Model):

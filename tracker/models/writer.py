@@ -29,6 +29,8 @@ class Writer(models.Model):
     summarised = models.BigIntegerField(default=0, help_text="Records below are counted in MetricSummary rows.")
     hot_bytes = models.BigIntegerField(default=0, help_text="Of its segments' bodies: what waits for compaction, and for backpressure.")
     hot_segments = models.IntegerField(default=0)
+    compact_after = models.DateTimeField(null=True, help_text="Compaction leaves it alone until then: a worker has it, or it failed.")
+    blocked_at = models.DateTimeField(null=True, help_text="Since when no block can be made of its segments.")
     last_step = models.BigIntegerField(null=True)  # the highest it came to
     heartbeat_at = models.DateTimeField(null=True)
     skew_us = models.BigIntegerField(null=True, help_text="The server's clock less its sender's, at its last heartbeat.")

@@ -25,7 +25,7 @@ from tracker.domain.lifecycle import RunState
 from tracker.domain.retention import Rule
 from tracker.models import Project, Reproduction, RetentionDone, RetentionRule, Run, RunValue, User
 from tracker.models.project import Role
-from tracker.services import cold, compaction, dropping, filters, freeing, projects, runs
+from tracker.services import cold, dropping, filters, freeing, projects, runs, sweeping
 
 log = structlog.get_logger()
 
@@ -108,6 +108,8 @@ class Outcome:
     bytes: int = 0
     freed_at: datetime | None = None
     """When the last of these bytes are free again: the trash has its delays."""
+    failed: int = 0
+    """Runs at which it failed; the server's log says why."""
     complete: bool = True
     """False: the time was over before the last run."""
 
@@ -156,7 +158,11 @@ def apply(
                 if until is not None and time.monotonic() > until:
                     outcome.complete = False
                     break
-                _act(rule, run, outcome, dry_run)
+                try:
+                    _act(rule, run, outcome, dry_run)
+                except Exception:  # a damaged block, a store that is away: the others do not wait for it, and it is tried again
+                    outcome.failed += 1
+                    log.exception("retention failed", run=run.id, rule=rule.sentence())
             if outcome.runs:
                 outcome.freed_at = _freed_at(rule, dry_run)
                 if not dry_run:
@@ -196,7 +202,7 @@ def _act(rule: Rule, run: Run, outcome: Outcome, dry_run: bool) -> None:
 
 
 def _freed_at(rule: Rule, dry_run: bool) -> datetime:
-    later = timedelta(0) if rule.action == rules_.LOGS else compaction.TRASH
+    later = timedelta(0) if rule.action == rules_.LOGS else sweeping.TRASH
     if rule.action == rules_.TRASH:
         later += timedelta(days=settings.ENCORE_TRASH_DAYS)
     return timezone.now() + later

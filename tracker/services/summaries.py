@@ -17,7 +17,7 @@ from tracker.domain.lineage import is_measured
 from tracker.models import Attempt, MetricSummary, Run, RunValue, StaleSummary, Writer
 from tracker.services import lineage, ranks
 from tracker.store import blocks, rows, wire
-from tracker.store.metrics import metric_store
+from tracker.store.metrics import DamagedSegment, metric_store
 
 MOST_KEYS = 500
 """Keys of a run that have rows, by first seen; the others are found in the series themselves (reading.keys_of)."""
@@ -78,7 +78,10 @@ def _summarise_some(run_id: str) -> bool:
             upto = following if len(taken) == len(heads) else taken[-1].last + 1
             more |= upto < following
             if taken:
-                batches = metric_store().batches(cursor, run_id, writer_id, taken[0].first, taken[-1].first)
+                try:
+                    batches = metric_store().batches(cursor, run_id, writer_id, taken[0].first, taken[-1].first)
+                except DamagedSegment:  # compaction tells of it; the other writers go on
+                    continue
                 _count(batches, news[rank], known)
             moved.append((upto, writer_id, summarised))
             if budget <= 0:

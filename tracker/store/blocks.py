@@ -12,6 +12,7 @@ import numpy as np
 from pcodec import ChunkConfig, standalone
 
 from tracker.domain.ids import id_bytes, id_from_bytes
+from tracker.store import packing, pooling
 from tracker.store.wire import Dense, Sparse
 
 MAGIC = b"ENCOREB1"
@@ -22,7 +23,16 @@ RAW, PCODEC = 0, 1
 LEVEL = 5
 """Of pcodec: level 8 takes 1.7 times the CPU and saves 1 %."""
 SHORT = 8
-"""Columns of fewer rows than this stay raw: pcodec's own header is larger than what it saves."""
+"""Columns of fewer rows than this stay raw: pcodec's own header is larger than what it saves. Frames of fewer are pooled, if many."""
+ROWS = 65536
+"""Of an axis. Longer series have several, so that a window of one is read without the rest."""
+RANGE = 2**32
+"""Records are stored as 32-bit distances from the block's first."""
+PACK_COLUMNS = 64
+"""From so many on the directory is stored compressed: it weighs as much as short columns do."""
+PACKED, SLICED = 2, 4
+KNOWN = PACKED | SLICED
+"""Flags: the directory is packed (store/packing.py); some columns are slices of what several share (store/pooling.py)."""
 
 AXIS = np.dtype(
     [
@@ -35,9 +45,9 @@ AXIS = np.dtype(
 )  # fmt: skip
 COLUMN = np.dtype(
     [
-        ("hash", "<u8"), ("axis", "<u4"), ("type", "u1"), ("codec", "u1"), ("zero", "<u2"),
+        ("hash", "<u8"), ("axis", "<u4"), ("type", "u1"), ("codec", "u1"), ("sliced", "<u2"),
         ("at", "<u8"), ("bytes", "<u4"), ("crc", "<u4"), ("name_at", "<u4"), ("name_bytes", "<u4"), ("rows", "<u4"), ("nan", "<u4"),
-        ("min", "<i8"), ("max", "<i8"), ("sum", "<f8"), ("last", "<i8"), ("last_step", "<i8"), ("inf", "<u4"), ("zero2", "<u4"),
+        ("min", "<i8"), ("max", "<i8"), ("sum", "<f8"), ("last", "<i8"), ("last_step", "<i8"), ("inf", "<u4"), ("row", "<u4"),
     ]
 )  # fmt: skip
 assert (HEAD.size, AXIS.itemsize, COLUMN.itemsize) == (64, 96, 96)
@@ -59,27 +69,55 @@ class Encoded:
     points: int
     lo_step: int
     hi_step: int
+    rows: int = 0
+    """Of its longest axis."""
 
 
 # -- writing ------------------------------------------------------------------------------------------------------------------------
 
 
 def encode(writer: str, first: int, last: int, frames: list[Dense | Sparse]) -> Encoded:
-    """One block of all points in ``frames`` (in order of records). The caller sees to it that first … last is all they cover."""
-    builder = _Builder(first)
+    """One block of all points in ``frames`` (in order of records). The caller sees to it that first … last is all they cover.
+
+    Raises ValueError for a range of 2**32 records or more.
+    """
+    builder = Builder(first, last)
     dense: dict[str, list[Dense]] = {}
+    loose: list[pooling.Points] = []
     for frame in frames:
         if isinstance(frame, Dense) and frame.points:
             dense.setdefault(frame.keylist, []).append(frame)
-    for group in dense.values():
-        builder.add_dense(group)
-    builder.add_sparse([frame for frame in frames if isinstance(frame, Sparse) and frame.points])
-    return builder.finish(writer, first, last)
+        elif frame.points:
+            loose.append(pooling.Points(frame.keys, frame.index, frame.types, frame.records, frame.steps, frame.times, frame.bits))
+    is_short = {name: sum(len(frame.steps) for frame in group) < SHORT for name, group in dense.items()}
+    are_many = sum(len(group[0].keys) for name, group in dense.items() if is_short[name]) >= pooling.MANY
+    for name, group in dense.items():
+        if is_short[name] and are_many:
+            loose += [pooling.from_dense(f.keys, f.types, f.records, f.steps, f.times, f.matrix) for f in group]
+            continue
+        records, steps, times = (np.concatenate([getattr(f, part) for f in group]) for part in ("records", "steps", "times"))
+        matrix = group[0].matrix if len(group) == 1 else np.concatenate([f.matrix for f in group], axis=1)
+        if (records[1:] < records[:-1]).any():  # frames of one batch that interleave
+            order = np.argsort(records, kind="stable")
+            records, steps, times, matrix = records[order], steps[order], times[order], matrix[:, order]
+        builder.add_dense(group[0].keys, group[0].types, records, steps, times, matrix)
+    pooling.add(builder, loose)
+    return builder.finish(writer)
 
 
-class _Builder:
-    def __init__(self, first: int) -> None:
-        self.first = first
+@functools.lru_cache(64)
+def _hashes(keys: tuple[str, ...]) -> np.ndarray:
+    return np.fromiter((key_hash(key) for key in keys), "<u8", len(keys))
+
+
+class Builder:
+    """Takes axes and columns one after the other; what it holds is packed already."""
+
+    def __init__(self, first: int, last: int) -> None:
+        if last - first >= RANGE:
+            raise ValueError(f"records {first} to {last} are too many for one block")
+        self.first, self.last = first, last
+        self.flags = 0
         self.axes: list[tuple] = []
         self.columns: list[np.ndarray] = []
         self.names = bytearray()
@@ -87,7 +125,7 @@ class _Builder:
         self.data: list[bytes] = []
         self.at = 0
 
-    def _store(self, raw: bytes) -> tuple[int, int, int]:
+    def store(self, raw: bytes) -> tuple[int, int, int]:
         at = self.at
         self.data.append(raw)
         self.at += len(raw)
@@ -96,18 +134,18 @@ class _Builder:
             self.at += pad
         return at, len(raw), zlib.crc32(raw)
 
-    def _axis(self, records: np.ndarray, steps: np.ndarray, times: np.ndarray) -> int:
+    def axis(self, records: np.ndarray, steps: np.ndarray, times: np.ndarray) -> int:
         parts = [(records - self.first).astype("<u4"), np.ascontiguousarray(steps, "<i8"), np.ascontiguousarray(times, "<i8")]
-        packed = [_pack(part) for part in parts]
+        packed = [pack(part) for part in parts]
         # One codec for the three: an axis is read whole.
         codec = PCODEC if all(c == PCODEC for c, _ in packed) else RAW
         raws = [raw if codec == PCODEC else part.tobytes() for part, (_, raw) in zip(parts, packed, strict=True)]
-        spans = [number for raw in raws for number in self._store(raw)]
+        spans = [number for raw in raws for number in self.store(raw)]
         bounds = (steps.min(), steps.max(), times.min(), times.max())
         self.axes.append((len(steps), codec, (0, 0, 0), *spans, *bounds, 0))
         return len(self.axes) - 1
 
-    def _name(self, key: str) -> tuple[int, int]:
+    def name(self, key: str) -> tuple[int, int]:
         place = self.name_at.get(key)
         if place is None:
             raw = key.encode()
@@ -115,76 +153,68 @@ class _Builder:
             self.names += raw
         return place
 
-    def add_dense(self, group: list[Dense]) -> None:
-        joined = [np.concatenate([getattr(f, name) for f in group]) for name in ("records", "steps", "times")]
-        axis = self._axis(*joined)
-        matrix = group[0].matrix if len(group) == 1 else np.concatenate([f.matrix for f in group], axis=1)
-        types = np.frombuffer(group[0].types.encode(), "u1") == ord("q")
-        entries = np.zeros(len(matrix), COLUMN)
-        entries["axis"], entries["type"], entries["rows"] = axis, types, matrix.shape[1]
-        entries["last"], entries["last_step"] = matrix[:, -1], joined[1][-1]
-        for kind, rows in ((F64, np.flatnonzero(~types)), (I64, np.flatnonzero(types))):
-            if len(rows):
-                statistics(entries, rows, kind, matrix if len(rows) == len(matrix) else matrix[rows])
-        for row, key in enumerate(group[0].keys):
-            self._column(entries[row : row + 1], key, matrix[row], bool(types[row]))
+    def add_dense(self, keys: tuple[str, ...], types: str, records: np.ndarray, steps: np.ndarray, times: np.ndarray, matrix) -> None:
+        """Rows of keys that share an axis, in order of records. ``matrix``: int64 bits, keys × rows."""
+        ints = np.frombuffer(types.encode(), "u1") == ord("q")
+        for start in range(0, len(records), ROWS):
+            part = slice(start, start + ROWS)
+            bits = matrix[:, part]
+            entries = self.entries(_hashes(keys), ints, records[part], steps[part], times[part])
+            for kind, rows in ((F64, np.flatnonzero(~ints)), (I64, np.flatnonzero(ints))):
+                if len(rows):
+                    statistics(entries, rows, kind, bits if len(rows) == len(bits) else bits[rows])
+            for row, key in enumerate(keys):
+                self.column(entries, row, key, bits[row])
+
+    def entries(self, hashes: np.ndarray, ints: np.ndarray, records, steps, times) -> np.ndarray:
+        """Entries of columns on a new axis; each is to be filled by ``statistics`` and ``column``."""
+        entries = np.zeros(len(hashes), COLUMN)
+        entries["axis"] = self.axis(records, steps, times)
+        entries["hash"], entries["type"], entries["rows"], entries["last_step"] = hashes, ints, len(records), steps[-1]
         self.columns.append(entries)
+        return entries
 
-    def add_sparse(self, frames: list[Sparse]) -> None:
-        """One axis for each key (and type, should a key change it)."""
-        if not frames:
-            return
-        ids: dict[str, int] = {}
-        parts = []
-        for frame in frames:
-            local = np.fromiter((ids.setdefault(key, len(ids)) for key in frame.keys), np.int64, len(frame.keys))
-            parts.append(local[frame.index] * 2 + frame.types)
-        group = np.concatenate(parts)
-        order = np.argsort(group, kind="stable")
-        group = group[order]
-        records, steps, times, bits = (
-            np.concatenate([getattr(f, n) for f in frames])[order] for n in ("records", "steps", "times", "bits")
-        )
-        starts = np.flatnonzero(np.r_[True, group[1:] != group[:-1]])
-        names = list(ids)
-        for start, end in zip(starts, np.r_[starts[1:], len(group)], strict=True):
-            part = slice(start, end)
-            axis = self._axis(records[part], steps[part], times[part])
-            kind = int(group[start]) & 1
-            entry = np.zeros(1, COLUMN)
-            entry["axis"], entry["type"], entry["rows"] = axis, kind, end - start
-            entry["last"], entry["last_step"] = bits[end - 1], steps[end - 1]
-            statistics(entry, np.array([0]), kind, bits[part].reshape(1, -1))
-            self._column(entry, names[int(group[start]) >> 1], bits[part], bool(kind))
-            self.columns.append(entry)
+    def column(self, entries: np.ndarray, row: int, key: str, bits: np.ndarray) -> None:
+        codec, raw = pack(bits if entries["type"][row] == I64 else bits.view("<f8"))
+        entries["last"][row] = bits[-1]
+        entries["codec"][row] = codec
+        entries["at"][row], entries["bytes"][row], entries["crc"][row] = self.store(raw)
+        entries["name_at"][row], entries["name_bytes"][row] = self.name(key)
 
-    def _column(self, entry: np.ndarray, key: str, bits: np.ndarray, is_int: bool) -> None:
-        codec, raw = _pack(bits if is_int else bits.view("<f8"))
-        at, size, crc = self._store(raw)
-        name_at, name_bytes = self._name(key)
-        entry[0]["hash"] = key_hash(key)
-        for name, value in (("codec", codec), ("at", at), ("bytes", size), ("crc", crc), ("name_at", name_at), ("name_bytes", name_bytes)):
-            entry[0][name] = value
-
-    def finish(self, writer: str, first: int, last: int) -> Encoded:
+    def finish(self, writer: str) -> Encoded:
         axes = np.array(self.axes, AXIS)
         columns = np.concatenate(self.columns) if self.columns else np.zeros(0, COLUMN)
         columns = columns[np.lexsort((columns["axis"], columns["hash"]))]
         names = bytes(self.names) + bytes(-len(self.names) % 8)
-        directory_bytes = axes.nbytes + columns.nbytes + len(names)
-        shift = HEAD.size + directory_bytes
-        columns["at"] += shift
-        for name in ("records_at", "steps_at", "times_at"):
-            axes[name] += shift
-        directory = axes.tobytes() + columns.tobytes() + names
-        head = (MAGIC, directory_bytes, len(axes), len(columns), len(names), first, last, id_bytes(writer))
-        head = HEAD.pack(*head, zlib.crc32(directory, zlib.crc32(HEAD.pack(*head, 0, 0)[:CHECKED])), 0)
+        counts = (len(axes), len(columns), len(names))
+        if columns["sliced"].any():
+            self.flags |= SLICED
+        if len(columns) >= PACK_COLUMNS:
+            self.flags |= PACKED
+            directory = packing.pack(axes, columns, names)
+        else:
+            # Offsets count from the start of the object; in a packed directory, whose length they change, from its end.
+            shift = HEAD.size + axes.nbytes + columns.nbytes + len(names)
+            columns["at"] += shift
+            for name in ("records_at", "steps_at", "times_at"):
+                axes[name] += shift
+            directory = axes.tobytes() + columns.tobytes() + names
         lo, hi = (int(axes["lo_step"].min()), int(axes["hi_step"].max())) if len(axes) else (0, 0)
+        head = (MAGIC, len(directory), *counts, self.first, self.last, id_bytes(writer))
+        start = HEAD.pack(*head, 0, self.flags)
+        head = HEAD.pack(*head, _crc(start, directory, self.flags), self.flags)
         points = int(columns["rows"].astype(np.int64).sum())
-        return Encoded(b"".join([head, directory, *self.data]), directory_bytes, points, lo, hi)
+        data = b"".join([head, directory, *self.data])
+        return Encoded(data, len(directory), points, lo, hi, int(axes["rows"].max()) if len(axes) else 0)
 
 
-def _pack(column: np.ndarray) -> tuple[int, bytes]:
+def _crc(head: bytes, directory: bytes, flags: int) -> int:
+    """Of head and directory; with the flags only where some of these are set, so that older blocks are what they were."""
+    crc = zlib.crc32(directory, zlib.crc32(head[:CHECKED]))
+    return zlib.crc32(struct.pack("<I", flags), crc) if flags & (PACKED | SLICED) else crc
+
+
+def pack(column: np.ndarray) -> tuple[int, bytes]:
     column = np.ascontiguousarray(column)
     if len(column) >= SHORT:
         packed = standalone.simple_compress(column, _config())
@@ -234,24 +264,38 @@ class Directory:
         if len(head) < HEAD.size:
             raise DamagedBlock("fewer than 64 bytes")
         magic, size, axes, columns, names, self.first, self.last, writer, crc, flags = HEAD.unpack_from(head)
-        if magic != MAGIC or flags:
-            raise DamagedBlock(f"not a block of version 1: it begins with {magic!r}, flags {flags}")
-        if size != axes * AXIS.itemsize + columns * COLUMN.itemsize + names or len(head) < HEAD.size + size:
+        if magic != MAGIC or flags & ~KNOWN:
+            raise DamagedBlock(f"not a block that this program reads: it begins with {magic!r}, flags {flags}")
+        whole = axes * AXIS.itemsize + columns * COLUMN.itemsize + names
+        if (size != whole and not flags & PACKED) or len(head) < HEAD.size + size:
             raise DamagedBlock("its directory is cut short")
         directory = head[HEAD.size : HEAD.size + size]
-        if zlib.crc32(directory, zlib.crc32(head[:CHECKED])) != crc:
+        if _crc(head, directory, flags) != crc:
             raise DamagedBlock("its directory's checksum is wrong")
         self.writer = id_from_bytes(writer)
-        self.axes = np.frombuffer(directory, AXIS, axes)
-        self.columns = np.frombuffer(directory, COLUMN, columns, axes * AXIS.itemsize)
+        if flags & PACKED:
+            try:
+                self.axes, self.columns, self._names = packing.unpack(directory, (axes, AXIS), (columns, COLUMN), names, HEAD.size + size)
+            except ValueError as problem:
+                raise DamagedBlock(str(problem)) from None
+        else:
+            self.axes = np.frombuffer(directory, AXIS, axes)
+            self.columns = np.frombuffer(directory, COLUMN, columns, axes * AXIS.itemsize)
+            self._names = directory[size - names :] if names else b""
         self._hashes = np.ascontiguousarray(self.columns["hash"])
-        self._names = directory[size - names :] if names else b""
-        self.bytes = size + self._hashes.nbytes
+        self.bytes = whole + self._hashes.nbytes
 
     def name(self, column: int) -> str:
         entry = self.columns[column]
         at = int(entry["name_at"])
         return self._names[at : at + int(entry["name_bytes"])].decode()
+
+    def names_of(self, columns: np.ndarray) -> list[str]:
+        """The names of these columns; ten times faster than one by one."""
+        starts = self.columns["name_at"][columns].tolist()
+        sizes = self.columns["name_bytes"][columns].tolist()
+        names = self._names
+        return [names[at : at + size].decode() for at, size in zip(starts, sizes, strict=True)]
 
     def find(self, key: str) -> list[int]:
         """The columns of ``key``, one for each axis it lies on; empty where it is not in the block."""
@@ -296,7 +340,37 @@ def decode_axis(directory: Directory, entry, raws: list[bytes]) -> Axis:
 
 def decode_column(entry, raw: bytes) -> np.ndarray:
     """Values as float64 or int64, exact to the bit."""
-    return _unpack(raw, int(entry["crc"]), int(entry["codec"]), "<i8" if entry["type"] == I64 else "<f8", int(entry["rows"]))
+    rows = int(entry["rows"])
+    if not entry["sliced"]:
+        return _unpack(raw, int(entry["crc"]), int(entry["codec"]), "<i8" if entry["type"] == I64 else "<f8", rows)
+    shared, start = decode_shared(entry, raw), int(entry["row"])
+    if start + rows > len(shared):
+        raise DamagedBlock("a column is longer than what it is a slice of")
+    return shared[start : start + rows].copy()  # a view would keep all of it in memory
+
+
+def decode_shared(entry, raw: bytes) -> np.ndarray:
+    """All values of the columns that share these bytes with this one."""
+    dtype = "<i8" if entry["type"] == I64 else "<f8"
+    if zlib.crc32(raw) != int(entry["crc"]):
+        raise DamagedBlock("a column's checksum is wrong")
+    if int(entry["codec"]) == RAW and len(raw) % 8 == 0:
+        return np.frombuffer(raw, dtype)
+    try:
+        shared = standalone.simple_decompress(raw)
+    except (RuntimeError, TypeError) as problem:
+        raise DamagedBlock(f"a column cannot be decoded: {problem}") from None
+    if shared is None or shared.dtype != np.dtype(dtype):
+        raise DamagedBlock("a column is of another type than it says")
+    return shared
+
+
+def axis_of(axis: Axis, entry) -> Axis:
+    """The rows of ``axis`` (as ``decode_axis`` gives it) on which this column has its values."""
+    if not entry["sliced"]:
+        return axis
+    part = slice(int(entry["row"]), int(entry["row"]) + int(entry["rows"]))
+    return Axis(axis.records[part], axis.steps[part], axis.times[part])
 
 
 def _unpack(raw: bytes, crc: int, codec: int, dtype: str, rows: int) -> np.ndarray:
@@ -325,5 +399,5 @@ def decode(data: bytes) -> tuple[Directory, list[tuple[str, Axis, np.ndarray]]]:
     found = []
     for column, entry in enumerate(directory.columns):
         start, end = column_span(entry)
-        found.append((directory.name(column), axes[int(entry["axis"])], decode_column(entry, data[start:end])))
+        found.append((directory.name(column), axis_of(axes[int(entry["axis"])], entry), decode_column(entry, data[start:end])))
     return directory, found

@@ -13,7 +13,7 @@ from typing import Any
 from django.db import connection
 from django.utils import timezone
 
-from tracker.domain.errors import RangeConflict
+from tracker.domain.errors import EncoreError, RangeConflict
 from tracker.models import MetricBlock, MetricTrash
 from tracker.store import blocks, rows, wire
 from tracker.store.inflate import inflate
@@ -76,6 +76,10 @@ class SegmentHead:
     points: int
     bytes: int
     keylists: str
+
+
+class DamagedSegment(Exception):
+    """A segment, which was whole when it was stored, cannot be decoded."""
 
 
 class MetricStore:
@@ -179,29 +183,45 @@ class MetricStore:
     def batches(self, cursor, run: str, writer: str, first: int, last: int) -> list[wire.Batch]:
         """The segments first … last (both are numbers of first records), decoded."""
         cursor.execute(
-            'SELECT encoding, body FROM tracker_metricsegment WHERE run_id = %s AND writer_id = %s AND "first" BETWEEN %s AND %s '
+            'SELECT "first", encoding, body FROM tracker_metricsegment WHERE run_id = %s AND writer_id = %s AND "first" BETWEEN %s AND %s '
             'ORDER BY "first"',
             [run, writer, first, last],
         )
-        return [wire.decode(inflate(bytes(body), encoding), self.lookup(run)) for encoding, body in cursor.fetchall()]
+        return [self._decoded(run, writer, *row) for row in cursor.fetchall()]
+
+    def _decoded(self, run: str, writer: str, first: int, encoding: str, body: bytes) -> wire.Batch:
+        try:
+            return wire.decode(inflate(bytes(body), encoding), self.lookup(run))
+        except EncoreError as problem:
+            raise DamagedSegment(f"of writer {writer}, from record {first} on: {problem.message}") from problem
 
     # -- blocks ---------------------------------------------------------------------------------------------------------------------
 
     def move_to_block(
-        self, cursor, *, run: str, writer: str, was_upto: int, heads: list[SegmentHead], block: blocks.Encoded, object_key: str
+        self,
+        cursor,
+        *,
+        run: str,
+        writer: str,
+        was_upto: int,
+        heads: list[SegmentHead],
+        block: blocks.Encoded,
+        object_key: str,
+        tier: int = 0,
     ) -> bool:
         """In the caller's transaction: segments out, block in. False if another compaction was faster; then nothing was changed."""
         first, last = heads[0].first, heads[-1].last
         # First of all: it takes the writer's lock (waiting for an append in flight) and tells the loser of a race.
         cursor.execute(
-            "UPDATE tracker_writer SET upto = %s, hot_bytes = hot_bytes - %s, hot_segments = hot_segments - %s WHERE id = %s AND upto = %s",
+            "UPDATE tracker_writer SET upto = %s, hot_bytes = hot_bytes - %s, hot_segments = hot_segments - %s, compact_after = NULL "
+            "WHERE id = %s AND upto = %s",
             [last + 1, sum(head.bytes for head in heads), len(heads), writer, was_upto],
         )
         if cursor.rowcount != 1:
             return False
         MetricBlock.objects.create(
             run_id=run, writer_id=writer, first=first, last=last, points=block.points, lo_step=block.lo_step, hi_step=block.hi_step,
-            bytes=len(block.data), directory_bytes=block.directory_bytes, object_key=object_key,
+            bytes=len(block.data), directory_bytes=block.directory_bytes, object_key=object_key, tier=tier,
         )  # fmt: skip
         cursor.execute(
             'DELETE FROM tracker_metricsegment WHERE run_id = %s AND writer_id = %s AND "first" BETWEEN %s AND %s',
@@ -211,6 +231,24 @@ class MetricStore:
             raise RuntimeError(
                 f"compaction of writer {writer} found {cursor.rowcount} segments to move, not {len(heads)}; nothing was moved"
             )
+        return True
+
+    def replace_blocks(self, old: list[MetricBlock], block: blocks.Encoded, *, object_key: str, tier: int, delete_after) -> bool:
+        """In the caller's transaction: one writer's blocks ``old`` out, ``block`` in. False if one of them is gone: then roll back."""
+        ids = [each.id for each in old]
+        # In order: two that merge the same wait for each other and do not lock each other out.
+        there = MetricBlock.objects.filter(id__in=ids).order_by("id")
+        if len(there.select_for_update() if rows.on_postgres() else there) != len(ids):
+            return False
+        if there.delete()[0] != len(ids):
+            return False
+        MetricBlock.objects.create(
+            run_id=old[0].run_id, writer_id=old[0].writer_id, first=min(each.first for each in old), last=max(each.last for each in old),
+            points=block.points, lo_step=block.lo_step, hi_step=block.hi_step, bytes=len(block.data),
+            directory_bytes=block.directory_bytes, object_key=object_key, tier=tier,
+        )  # fmt: skip
+        for each in old:
+            self.discard(each.object_key, delete_after)
         return True
 
     def discard(self, object_key: str, delete_after) -> None:

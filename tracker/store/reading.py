@@ -392,6 +392,7 @@ class _Source:
                 values = blocks.decode_column(
                     directory.columns[column], blob_store().read(object_key, *blocks.column_span(directory.columns[column]))
                 )
+            axis = blocks.axis_of(axis, directory.columns[column])
             yield key, Piece(axis.records, axis.steps, axis.times, values, axis.is_rising)
 
     def _frame_pieces(self, frame: wire.Dense | wire.Sparse) -> Iterable[tuple[str, Piece]]:

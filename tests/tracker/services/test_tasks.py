@@ -19,7 +19,9 @@ def test_every_scheduled_task_is_a_task_on_the_maintenance_queue():
 
 
 @pytest.mark.django_db(transaction=True)
-@pytest.mark.parametrize("name", ["mark_silent_runs", "sweep_jobs", "summarise", "compact", "empty_trash", "retain", "forget"])
+@pytest.mark.parametrize(
+    "name", ["mark_silent_runs", "sweep_jobs", "summarise", "compact", "sweep_blocks", "empty_trash", "retain", "forget"]
+)
 def test_each_runs_twice_on_data_it_finds(name, run):
     for _ in range(2):
         getattr(tasks, name)()

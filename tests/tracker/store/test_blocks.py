@@ -72,13 +72,14 @@ def test_a_block_holds_its_batches_to_the_bit(dense_rows, sparse_rows):
     assert points_of(block.data) == expected
     assert block.points == len(expected)
     directory = blocks.Directory(block.data[: 64 + block.directory_bytes])
-    values = np.array([f for _, _, f, _ in dense_rows])
-    mine = next(c for c in directory.find("loss") if directory.columns[c]["axis"] == 0)
-    entry = directory.columns[mine]
-    assert entry["nan"] == np.isnan(values).sum()
-    assert entry["inf"] == np.isinf(values).sum()
+    told = [directory.columns[c] for c in directory.find("loss") if directory.columns[c]["type"] == blocks.F64]
+    values = np.array([p[5] for p in expected if p[1:3] == ("loss", "f")], "<i8").view("<f8")
+    assert sum(int(entry["rows"]) for entry in told) == len(values)
+    assert sum(int(entry["nan"]) for entry in told) == np.isnan(values).sum()
+    assert sum(int(entry["inf"]) for entry in told) == np.isinf(values).sum()
     if not np.isnan(values).all():
-        assert np.array([entry["min"], entry["max"]], "<i8").view("<f8").tolist() == [np.nanmin(values), np.nanmax(values)]
+        low, high = (np.array([entry[name] for entry in told], "<i8").view("<f8") for name in ("min", "max"))
+        assert [np.nanmin(low), np.nanmax(high)] == [np.nanmin(values), np.nanmax(values)]
     assert (block.lo_step, block.hi_step) == (min(p[3] for p in expected), max(p[3] for p in expected))
 
 
@@ -113,6 +114,64 @@ def test_the_golden_block_is_still_read():
     expected = {tuple(point) for point in json.loads((GOLDEN / "block-v1.json").read_text())}
     assert points_of((GOLDEN / "block-v1.block").read_bytes()) == expected
     assert points_of(GOLDEN_BLOCK.data) == expected
+
+
+def packed_frames() -> list:
+    """70 names one by one, one of them long, and some frames too short to stay frames: a packed directory and sliced columns."""
+    loose = [(n, f"layer/{n % 70}/größe", "dq"[n % 70 % 2], -n, n * 7, n / 3 if n % 2 == 0 else 2**53 + n) for n in range(140)]
+    loose += [(140 + n, "long", "d", n, n, -0.0 if n % 2 else float("nan")) for n in range(300)]
+    rows = [(440 + n, n, n, [float(n), n]) for n in range(3)]
+    body = write.batch("a" * 26, "b" * 25 + "a", 0, 442, [write.sparse(0, loose), write.dense(0, ["loss", "epoch"], "dq", rows)])
+    return wire.decode(body).frames
+
+
+def test_the_golden_packed_block_is_still_read():
+    """So does one with a packed directory and with columns that share their bytes."""
+    expected = {tuple(point) for point in json.loads((GOLDEN / "block-v1-packed.json").read_text())}
+    golden = (GOLDEN / "block-v1-packed.block").read_bytes()
+    assert points_of(golden) == expected
+    directory = blocks.Directory(golden)
+    assert directory.columns["sliced"].sum() == 70
+    assert len(directory.find("layer/3/größe")) == 1
+    block = blocks.encode("b" * 25 + "a", 0, 442, packed_frames())
+    assert points_of(block.data) == expected
+    assert block.points == len(expected) == 446
+
+
+@given(st.integers(0, 10**6), st.integers(1, 255))
+@settings(max_examples=60, deadline=None)
+def test_a_damaged_packed_block_says_so(at, flip):
+    """A changed byte anywhere in one, its flags included, is noticed or lies in padding."""
+    data = bytearray((GOLDEN / "block-v1-packed.block").read_bytes())
+    expected = points_of(bytes(data))
+    data[at % len(data)] ^= flip
+    try:
+        found = points_of(bytes(data))
+    except blocks.DamagedBlock:
+        return
+    assert found == expected
+
+
+def test_a_series_longer_than_an_axis_has_several(monkeypatch):
+    """Each with its own steps, so that a window of them is read without the rest; together they are all points."""
+    monkeypatch.setattr(blocks, "ROWS", 100)
+    rows = [(n, n * 2, n, [float(n), n]) for n in range(250)]
+    frames = wire.decode(write.batch(RUN, WRITER, 0, 249, [write.dense(0, ["a", "b"], "dq", rows)])).frames
+    block = blocks.encode(WRITER, 0, 249, frames)
+    directory = blocks.Directory(block.data)
+    assert [(int(a["rows"]), int(a["lo_step"]), int(a["hi_step"])) for a in directory.axes] == [
+        (100, 0, 198),
+        (100, 200, 398),
+        (50, 400, 498),
+    ]
+    assert len(directory.find("a")) == len(directory.find("b")) == 3
+    assert block.rows == 100
+    assert {point[0] for point in points_of(block.data)} == set(range(250))
+
+
+def test_records_that_do_not_fit_one_block_are_refused():
+    with pytest.raises(ValueError, match="too many for one block"):
+        blocks.encode(WRITER, 0, 2**32, [])
 
 
 def test_a_key_is_found_among_many_without_decoding_names():
@@ -209,8 +268,9 @@ def test_trash_is_emptied_after_its_delay(room):
     writer = room.writer()
     room.simple(writer, 0, np.arange(100.0))
     compaction.compact_run(writer.run_id, force=True)
-    key = MetricBlock.objects.get(run=writer.run).object_key
-    assert compaction.discard_blocks(writer.run_id) == 1
+    block = MetricBlock.objects.get(run=writer.run)
+    key = block.object_key
+    assert compaction.discard_blocks(writer.run_id) == (1, block.bytes)
     assert compaction.sweep_trash() == 0
     MetricTrash.objects.update(delete_after=timezone.now() - timedelta(seconds=1))
     assert compaction.sweep_trash() == 1
