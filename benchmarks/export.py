@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import psutil
 
-from benchmarks._server import ROOT, Server, report, server
+from benchmarks._server import POSTGRES, ROOT, SQLITE, Server, report, server
 
 RUNS, POINTS, LONG = 5000, 100, 1_000_000
 BUDGET, AGAIN_BUDGET = 120.0, 15.0
@@ -110,11 +110,8 @@ def export(found: Server, to: Path) -> tuple[dict, float, float]:
     return json.loads(said), time.perf_counter() - began, peak.most / 2**20
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
-    with server(maintenance=None) as found, tempfile.TemporaryDirectory(prefix="encore-export-") as folder:
+def measure(database: str) -> list[dict]:
+    with server(maintenance=None, database=database) as found, tempfile.TemporaryDirectory(prefix="encore-export-") as folder:
         found.python(_FILL, str(RUNS), str(POINTS), str(LONG))
         top = psutil.Process(found.processes[0].pid)
         family = [top, *top.children(recursive=True)]
@@ -139,20 +136,26 @@ def main() -> int:
         if count != expected:
             raise RuntimeError(f"DuckDB finds {count} points")
     per_point = told["bytes"] / told["points"]
-    rows = [
+    return [
         {
-            "what": "encore export of 5,000 runs × 300 points and one of 1 M points into Parquet, over HTTP", "value": round(seconds, 1),
+            "what": f"encore export of 5,000 runs × 300 points and one of 1 M points into Parquet, {database}", "value": round(seconds, 1),
             "unit": "s", "budget": BUDGET, "ok": seconds <= BUDGET,
             "beside": f"{told['points'] / seconds:,.0f} points/s, {told['bytes'] / 1e6:.1f} MB ({per_point:.1f} bytes a point), server CPU "
             f"{cpu:.1f} s; peak memory: server {peak.most / 2**20:.0f} MB ({before:.0f} before), client {client:.0f} MB; DuckDB counts "
             f"the 5,001 files in {reading:.1f} s",
         },
         {
-            "what": "the same export again, nothing changed", "value": round(again_seconds, 1), "unit": "s",
+            "what": f"the same export again, nothing changed, {database}", "value": round(again_seconds, 1), "unit": "s",
             "budget": AGAIN_BUDGET, "ok": again_seconds <= AGAIN_BUDGET, "beside": "",
         },
     ]  # fmt: skip
-    return report(rows, args.json)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    return report([row for database in (SQLITE, POSTGRES) for row in measure(database)], args.json)
 
 
 if __name__ == "__main__":

@@ -80,13 +80,14 @@ def _applied(outcomes: list, dry_run: bool) -> tuple[Any, str]:
 
     lines = []
     for each in outcomes:
-        says = (
-            f"{each.project}, rule {each.rule.id} ({each.rule.sentence()}): {each.runs:,} runs, {each.points:,} points, {size(each.bytes)}"
-        )
+        says = f"{each.project}, rule {each.rule.id} ({each.rule.sentence()}): "
+        says += f"{many(each.runs, 'run')}, {many(each.points, 'point')}, {size(each.bytes)}"
         if each.runs and each.rule.action == words.COLD:
             says += ", to the cold store"
         elif each.runs:
             says += f", {'would be ' if dry_run else ''}freed at {moment(each.freed_at)} (by encore gc, which runs each hour)"
+        if each.failed:
+            says += f"; it failed at {many(each.failed, 'run')}, the lines above say why"
         lines.append(says)
     lines = lines or ["There are no rules: nothing goes."]
     lines.append("Nothing was changed." if dry_run else "Done.")
@@ -102,15 +103,15 @@ def _gc(args: argparse.Namespace) -> tuple[Any, str]:
         freed = freeing.empty_trash()
         found |= {**vars(freed), "bytes": freed.bytes}
         lines.append(
-            f"Freed {size(freed.bytes)}: {size(freed.object_bytes)} in {freed.objects:,} objects of the store, {size(freed.row_bytes)} "
-            f"in the database; {freed.runs:,} runs purged, {freed.orphans:,} orphans removed."
+            f"Freed {size(freed.bytes)}: {size(freed.object_bytes)} in {many(freed.objects, 'object')} of the store, "
+            f"{size(freed.row_bytes)} in the database; {many(freed.runs, 'run')} purged, {many(freed.orphans, 'orphan')} removed."
         )
     left = freeing.waiting()
     found["waiting"] = {name: value.isoformat() if isinstance(value, datetime) else value for name, value in vars(left).items()}
     if left.runs:
-        lines.append(f"{left.runs:,} deleted runs with {size(left.run_bytes)} wait; the next goes at {moment(left.next_run_at)}.")
+        lines.append(f"In the trash: {many(left.runs, 'run')} with {size(left.run_bytes)}; the next goes at {moment(left.next_run_at)}.")
     if left.objects:
-        lines.append(f"{left.objects:,} objects wait; the next goes at {moment(left.next_object_at)}.")
+        lines.append(f"In the store's trash: {many(left.objects, 'object')}; the next goes at {moment(left.next_object_at)}.")
     return found, "\n".join(lines or ["The trash is empty."])
 
 
@@ -120,6 +121,10 @@ def size(count: int) -> str:
         if count >= scale:
             return f"{count / scale:,.1f} {unit}"
     return f"{count} bytes"
+
+
+def many(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def moment(when: datetime | None) -> str:

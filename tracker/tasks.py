@@ -47,7 +47,7 @@ def compact_run(run_id):
 
 @shared_task(name="tracker.sweep_blocks")
 def sweep_blocks():
-    compaction.sweep_trash()
+    freeing.sweep_objects()
     merging.merge_due()
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .._query import Api, exports
-from .._query.places import Place, place
+from .._query.places import Folder, Place, place
 from ..errors import EncoreError, UsageError
 from ._common import add_server, asking, print_json
 
@@ -63,15 +63,17 @@ def _export(api: Api, args: argparse.Namespace) -> int:
         told = exports.export(api, where, question, prune=args.prune, mend=args.mend, said=_say)
     if args.json:
         print_json({**vars(told), "seconds": round(told.seconds, 3), "to": args.to})
-        return 0
-    _say(f"{args.to}: {told.runs:,} runs, {told.sent:,} of them new or changed ({told.points:,} points, {told.bytes / 1e6:,.1f} MB) "
+        return int(bool(told.failed))
+    _say(f"{args.to}: {told.runs:,} runs, {told.sent:,} of them new or changed ({told.points:,} points, {exports.size_of(told.bytes)}) "
          f"in {told.seconds:,.1f} s")  # fmt: skip
+    for each in told.failed:
+        _say(f"run {each['run']} could not be exported: {each['message']}")
     for folder in told.pruned:
         _say(f"removed {folder}: the server no longer finds it")
     if told.gone:
         _say(f"{len(told.gone)} runs lie there that the server no longer finds (--prune removes them): {', '.join(told.gone[:5])}"
              + (", …" if len(told.gone) > 5 else ""))  # fmt: skip
-    return 0
+    return int(bool(told.failed))
 
 
 @contextlib.contextmanager
@@ -94,6 +96,8 @@ def place_of(to: str, must_exist: bool = False) -> Iterator[Place]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UsageError(f"another export writes into {to} just now") from None
+        if isinstance(where, Folder):
+            where.clean()
         yield where
     finally:
         os.close(descriptor)

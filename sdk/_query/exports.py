@@ -44,6 +44,8 @@ class Told:
     gone: list[str] = field(default_factory=list)
     """Folders of runs that the question no longer finds: deleted, hidden, or changed so that the filter passes them over."""
     pruned: list[str] = field(default_factory=list)
+    failed: list[dict[str, str]] = field(default_factory=list)
+    """Runs that the server could not read: ``{"run", "message"}``."""
     seconds: float = 0.0
 
 
@@ -86,7 +88,8 @@ def export(
             wait = refused.fields.get("retry_after")
             time.sleep(float(wait) if isinstance(wait, (int, float)) else 2.0**tries)
     told.runs = int(whole["runs"])
-    told.unchanged = told.runs - told.sent
+    told.failed = list(whole.get("failed") or ())
+    told.unchanged = told.runs - told.sent - len(told.failed)
     expected = set(whole["folders"])
     told.gone = sorted({found.group(0) for name, _ in place.names() if (found := _RUN.match(name))} - expected)
     if prune:
@@ -94,8 +97,17 @@ def export(
             for name in ("_encore.json", "points.parquet"):
                 place.remove(f"{folder}/{name}")
         told.pruned, told.gone = told.gone, []
+    place.close()
     told.seconds = time.monotonic() - began
     return told
+
+
+def size_of(count: int) -> str:
+    """1234567 → 1.2 MB."""
+    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= scale:
+            return f"{count / scale:,.1f} {unit}"
+    return f"{count} bytes"
 
 
 def _settle(place: Place, question: dict[str, Any]) -> None:
@@ -108,9 +120,12 @@ def _settle(place: Place, question: dict[str, Any]) -> None:
         before = None
     except ValueError:
         before = {}
-    if before is None:
-        if any(True for _ in place.names()):
-            raise UsageError("there are files already, but no export of Encore: choose an empty place")
+    if before is not None and not isinstance(before, dict):
+        before = {}
+    holds = any(name != QUESTION for name, _ in place.names())
+    if before is None and holds:
+        raise UsageError("there are files already, but no export of Encore: choose an empty place")
+    if not holds:
         _write(place, QUESTION, told)
     elif before != told:
         differs = [name for name in sorted({*told, *before}) if told.get(name) != before.get(name)]
@@ -204,7 +219,7 @@ def _unpack(opened: Any, place: Place, told: Told, said: Callable[[str], None]) 
                     told.points += int(words["rows"])
                     told.bytes += int(words["bytes"])
                     if told.sent % 500 == 0:
-                        said(f"{told.sent:,} runs, {told.points:,} points, {told.bytes / 1e6:,.0f} MB")
+                        said(f"{told.sent:,} runs, {told.points:,} points, {size_of(told.bytes)}")
     finally:
         if waiting is not None:
             waiting[1].close()

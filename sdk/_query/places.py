@@ -30,6 +30,9 @@ class Place(Protocol):
 
     def remove(self, name: str) -> None: ...
 
+    def close(self) -> None:
+        """Nothing more is written."""
+
 
 def place(to: str) -> Place:
     """``s3://bucket/prefix``, else a folder (made if need be). UsageError."""
@@ -43,9 +46,9 @@ class Folder:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"{root} cannot be made a folder: {error.strerror}") from None
-        self._clean()
 
-    def _clean(self) -> None:
+    def clean(self) -> None:
+        """Remove what an export that died left half written. Only for who has the place for himself."""
         with contextlib.suppress(OSError):
             for path in (self.root / _ASIDE).iterdir():  # of an export that died
                 path.unlink()
@@ -78,6 +81,10 @@ class Folder:
         with contextlib.suppress(OSError):  # only when empty
             path.parent.rmdir()
             path.parent.parent.rmdir()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            (self.root / _ASIDE).rmdir()
 
 
 def _umask() -> int:
@@ -130,6 +137,8 @@ class Bucket:
     def remove(self, name: str) -> None:
         with self._said():
             self.client.delete_object(Bucket=self.bucket, Key=self.prefix + name)
+
+    def close(self) -> None: ...
 
     @contextlib.contextmanager
     def _said(self) -> Iterator[None]:

@@ -34,6 +34,8 @@ class OutcomeShape(serializers.Serializer):
     points = serializers.IntegerField()
     bytes = serializers.IntegerField()
     freed_at = serializers.DateTimeField(allow_null=True)
+    failed = serializers.IntegerField(help_text="Runs that could not be looked at; the server's log says why.")
+    complete = serializers.BooleanField(help_text="False: there are more runs than could be looked at in 20 seconds.")
 
 
 class PreviewShape(serializers.Serializer):

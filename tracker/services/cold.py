@@ -9,7 +9,7 @@ from django.utils import timezone
 
 from tracker.domain.errors import Invalid
 from tracker.models import MetricBlock, MetricTrash
-from tracker.services import compaction
+from tracker.services import compaction, merging, sweeping
 from tracker.services.dropping import Dropped
 from tracker.store.blobs import COLD, MissingObject, blob_store, has_cold, random_key
 from tracker.store.metrics import metric_store
@@ -29,8 +29,8 @@ def move(run_id: str, *, dry_run: bool = False) -> Dropped:
     if not has_cold():
         return found
     if not dry_run:
-        while compaction.compact_run(run_id):
-            pass
+        compaction.compact_run(run_id)
+        merging.finish_run(run_id)  # to as few blocks as there can be: each is a read of its own, and cold reads are slow
     for block in MetricBlock.objects.filter(run_id=run_id).exclude(object_key__startswith=f"{COLD}/").order_by("id"):
         if dry_run or _move(block):
             found.points += block.points
@@ -50,16 +50,18 @@ def _move(block: MetricBlock) -> bool:
         if blob_store().size(key) != block.bytes:
             raise RuntimeError(f"block {block.id} arrived in the cold store with another size; it stays where it was")
         with transaction.atomic():
-            moved = bool(MetricBlock.objects.filter(id=block.id, object_key=block.object_key).update(object_key=key))
+            moved = bool(MetricBlock.objects.filter(id=block.id, object_key=block.object_key).delete()[0])
             if moved:
-                metric_store().discard(block.object_key, timezone.now() + compaction.TRASH)
+                metric_store().discard(block.object_key, timezone.now() + sweeping.TRASH)
+                block.pk, block.object_key = None, key  # a row of its own, so that a merge that has read the old one finds it gone
+                block.save(force_insert=True)
     finally:
         if not moved:
             blob_store().delete(key)
     return moved
 
 
-def sweep_orphans(older_than: timedelta = compaction.ORPHAN) -> int:
+def sweep_orphans(older_than: timedelta = sweeping.ORPHAN) -> int:
     """Delete objects of the cold store that no row knows (a move died before its commit); how many."""
     if not has_cold():
         return 0

@@ -17,11 +17,11 @@ from django.utils import timezone
 
 from tracker.domain import lineage
 from tracker.models import Event, LogChunk, MetricBlock, MetricSummary, Run, Writer
-from tracker.services import compaction, export_points, summaries
+from tracker.services import compaction, export_points, summaries, sweeping
 from tracker.store import blocks, reading
 from tracker.store.blobs import MissingObject, blob_store, random_key
 from tracker.store.metrics import metric_store
-from tracker.store.wire import Dense
+from tracker.store.wire import Dense, Sparse
 
 LINES_AT_ONCE = 2_000
 
@@ -34,19 +34,22 @@ class Dropped:
 
 def points(run: Run, keys: Sequence[str], *, dry_run: bool = False) -> Dropped:
     """Drop every point of ``keys`` (names or globs) of a run that is over. Of a run with a stitched history only ``system/`` metrics:
-    its summaries are made again from its points."""
+    its summaries are made again from its points. A dry run counts the bytes of blocks alone, which are nearly all."""
     wanted = export_points.matcher(keys)
     found = Dropped()
     if not _logged(run, wanted):
         return found
-    if not dry_run:
+    if dry_run:
+        logged = reading.keys_of(run.id).items()
+        found.points = sum(sum(ranks.values()) for key, ranks in logged if _is_dropped(run, key, wanted))
+    else:
         while compaction.compact_run(run.id, force=True):
             pass
     for attempt in range(100):
         tried = [_drop_from(block, run, wanted, dry_run) for block in MetricBlock.objects.filter(run_id=run.id).order_by("id")]
         for each in tried:
             if each is not None:
-                found.points += each.points
+                found.points += 0 if dry_run else each.points
                 found.bytes += each.bytes
         if None not in tried or dry_run:
             break
@@ -77,10 +80,8 @@ def _drop_from(block: MetricBlock, run: Run, wanted: Pattern[str] | None, dry_ru
         entries = directory.columns[columns]
         lost = int(entries["rows"].astype("i8").sum())
         if dry_run:
-            rest = set(range(len(directory.columns))) - set(columns)
-            axes = set(entries["axis"].tolist()) - {int(directory.columns[n]["axis"]) for n in rest}
-            shared = sum(b - a for axis in axes for a, b in blocks.axis_spans(directory.axes[axis]))
-            return Dropped(lost, block.bytes if not rest else int(entries["bytes"].astype("i8").sum()) + shared)
+            whole = len(columns) == len(directory.columns)
+            return Dropped(lost, block.bytes if whole else min(_bytes_of(directory, columns), block.bytes))
         kept = _without(blob_store().read(block.object_key), set(columns), block) if len(columns) < len(directory.columns) else None
     except MissingObject:
         return None
@@ -93,19 +94,33 @@ def _drop_from(block: MetricBlock, run: Run, wanted: Pattern[str] | None, dry_ru
     done = False
     try:
         with transaction.atomic():
-            row = MetricBlock.objects.filter(id=block.id, object_key=block.object_key)
-            if kept is None:
-                done = bool(row.delete()[0])
-            else:
-                told = {"points": kept.points, "lo_step": kept.lo_step, "hi_step": kept.hi_step}
-                told |= {"bytes": len(kept.data), "directory_bytes": kept.directory_bytes, "object_key": key}
-                done = bool(row.update(**told))
+            # Out and in again, as a merge does it: one that has read the old block finds it gone.
+            done = bool(MetricBlock.objects.filter(id=block.id, object_key=block.object_key).delete()[0])
+            if done and kept is not None:
+                MetricBlock.objects.create(
+                    run_id=block.run_id, writer_id=block.writer_id, first=block.first, last=block.last, tier=block.tier, points=kept.points,
+                    lo_step=kept.lo_step, hi_step=kept.hi_step, bytes=len(kept.data), directory_bytes=kept.directory_bytes, object_key=key,
+                )  # fmt: skip
             if done:
-                metric_store().discard(block.object_key, timezone.now() + compaction.TRASH)
+                metric_store().discard(block.object_key, timezone.now() + sweeping.TRASH)
     finally:
         if key is not None and not done:
             blob_store().delete(key)
     return Dropped(lost, block.bytes - (len(kept.data) if kept is not None else 0)) if done else None
+
+
+def _bytes_of(directory: blocks.Directory, columns: list[int]) -> int:
+    """About what these columns take: of bytes that several columns share their rows' share, and the axes that nobody else is on."""
+    every = directory.columns
+    mine = every[columns]
+    rows: dict[int, int] = {}
+    for at, count in zip(every["at"].tolist(), every["rows"].tolist(), strict=True):
+        rows[at] = rows.get(at, 0) + count
+    each = zip(*(mine[name].tolist() for name in ("bytes", "rows", "at")), strict=True)
+    values = sum(size * count / max(rows[at], 1) for size, count, at in each)
+    others = set(np.delete(every["axis"], columns).tolist())
+    axes = set(mine["axis"].tolist()) - others
+    return int(values) + sum(b - a for axis in axes for a, b in blocks.axis_spans(directory.axes[axis]))
 
 
 def _without(data: bytes, dropped: set[int], block: MetricBlock) -> blocks.Encoded:
@@ -114,15 +129,43 @@ def _without(data: bytes, dropped: set[int], block: MetricBlock) -> blocks.Encod
     by_axis: dict[int, list[tuple[str, blocks.Axis, np.ndarray]]] = {}
     for column, each in enumerate(found):
         if column not in dropped:
-            by_axis.setdefault(int(directory.columns[column]["axis"]), []).append(each)
-    frames = []
-    for at, mine in sorted(by_axis.items()):
+            by_axis.setdefault(id(each[1]), []).append(each)
+    frames: list[Dense | Sparse] = []
+    loose = []
+    for mine in by_axis.values():
+        if len(mine) == 1:
+            loose.append(mine[0])
+            continue
         axis = mine[0][1]
         types = "".join("q" if values.dtype.kind == "i" else "d" for _, _, values in mine)
-        matrix = np.stack([np.ascontiguousarray(values).view("<i8") for _, _, values in mine])
+        matrix = np.stack([_as_bits(values) for _, _, values in mine])
         # Each axis under a name of its own: two of them may have the same keys left, and must not become one.
-        frames.append(Dense(str(at), types, tuple(key for key, _, _ in mine), axis.records, axis.steps, axis.times, matrix, False))
+        frames.append(Dense(str(len(frames)), types, tuple(key for key, _, _ in mine), axis.records, axis.steps, axis.times, matrix, False))
+    if loose:
+        frames.append(_sparse(loose))
     return blocks.encode(directory.writer, block.first, block.last, frames)
+
+
+def _as_bits(values: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(values).view("<i8")
+
+
+def _sparse(columns: list[tuple[str, blocks.Axis, np.ndarray]]) -> Sparse:
+    """Columns that have an axis to themselves, as points one by one in order of records."""
+    keys = tuple(dict.fromkeys(key for key, _, _ in columns))
+    place = {key: at for at, key in enumerate(keys)}
+    sizes = [len(values) for _, _, values in columns]
+    records = np.concatenate([axis.records for _, axis, _ in columns])
+    order = np.argsort(records, kind="stable")
+    return Sparse(
+        keys,
+        records[order],
+        np.repeat([place[key] for key, _, _ in columns], sizes)[order],
+        np.repeat(np.array([values.dtype.kind == "i" for _, _, values in columns], "u1"), sizes)[order],
+        np.concatenate([axis.steps for _, axis, _ in columns])[order],
+        np.concatenate([axis.times for _, axis, _ in columns])[order],
+        np.concatenate([_as_bits(values) for _, _, values in columns])[order],
+    )
 
 
 def logs(run: Run, *, dry_run: bool = False) -> Dropped:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, BinaryIO
 
+import structlog
 from blake3 import blake3
 
 from tracker.domain.errors import Busy, EncoreError
@@ -23,6 +24,8 @@ from tracker.models import Run, User
 from tracker.services import export, export_points, export_runs, lineage
 from tracker.services.export_points import Exported
 from tracker.store import parquet
+from tracker.store.blobs import MissingObject
+from tracker.store.blocks import DamagedBlock
 from tracker.store.reading import Column
 
 FORMAT = 1
@@ -33,7 +36,9 @@ BREATH_SECONDS = 10
 """A file that takes longer is announced by a small entry, so that no proxy takes the stream for dead."""
 _PIECE = 2**20
 _MEMORY = 4 * 2**20
+_UNREADABLE = (MissingObject, DamagedBlock)
 _places = threading.BoundedSemaphore(AT_ONCE)
+log = structlog.get_logger()
 
 
 @dataclass
@@ -58,15 +63,17 @@ def stream(*, user: User, question: Question, have: dict[str, str] | None = None
     """
     pages = export.pages(user=user, limit=export.RUNS_AT_ONCE, asked=question.asked())
     wanted = export_points.matcher(question.keys)
-    if not _places.acquire(blocking=False):
-        raise Busy(f"{AT_ONCE} exports are going on already: try again when one of them is through.", retry_after=10)
     return _Guarded(_stream(user, question, wanted, have or {}, pages))
 
 
 class _Guarded:
-    """Gives the place back when the answer is over, also one that nobody began to read."""
+    """Has one of the places, and gives it back when the answer is over, also one that nobody began to read."""
+
+    open = False
 
     def __init__(self, parts: Iterator[bytes]) -> None:
+        if not _places.acquire(blocking=False):
+            raise Busy(f"{AT_ONCE} exports are going on already: try again when one of them is through.", retry_after=10)
         self.parts, self.open = parts, True
 
     def __iter__(self) -> _Guarded:
@@ -90,25 +97,35 @@ class _Guarded:
 
 def _stream(user: User, question: Question, wanted, have: dict[str, str], pages: Iterator[export.Page]) -> Iterator[bytes]:
     folders: list[str] = []
+    failed: list[dict[str, str]] = []
     sent = points = size = 0
     try:
         for page in pages:
             folders += [folder_of(run) for run in page.results]
             for exported, columns in _in_turn(_changed(user, page.results, question, have), wanted):
-                for entry in _run(exported, columns):
-                    if isinstance(entry, bytes):
-                        yield entry
-                    else:
-                        sent, points, size = sent + 1, points + entry["rows"], size + entry["bytes"]
+                try:
+                    for entry in _run(exported, columns):
+                        if isinstance(entry, bytes):
+                            yield entry
+                        else:
+                            sent, points, size = sent + 1, points + entry["rows"], size + entry["bytes"]
+                except _UNREADABLE as problem:  # nothing of it has been sent, and the other runs can be had
+                    log.error("a run cannot be exported", run=exported.run.id, problem=repr(problem))
+                    failed.append({"run": exported.run.id, "message": f"a block of it is lost or damaged: {problem}"})
         with _aside() as file:
             export_runs.write(lambda: export.pages(user=user, limit=export.PAGE, asked=question.asked()), file)
             yield from _file("runs.parquet", file)
         told = {"format": FORMAT, "complete": True, "question": asdict(question), "made_us": time.time_ns() // 1000}
-        told |= {"runs": len(folders), "sent": sent, "unchanged": len(folders) - sent, "points": points, "bytes": size}
-        yield _document("_encore.json", told | {"folders": folders})
+        told |= {"runs": len(folders), "sent": sent, "unchanged": len(folders) - sent - len(failed), "points": points, "bytes": size}
+        yield _document("_encore.json", told | {"failed": failed, "folders": folders})
         yield bytes(1024)  # a tar's end
     except EncoreError as error:
         yield _document("_encore.error.json", {"code": error.code, "message": error.message, "status": error.status})
+        yield bytes(1024)
+    except OSError as error:
+        log.error("an export broke off", problem=repr(error))
+        words = f"The server cannot write its temporary files ({error.strerror or error}): its operator can make room or set TMPDIR."
+        yield _document("_encore.error.json", {"code": "no_room", "message": words, "status": 507})
         yield bytes(1024)
 
 
@@ -137,7 +154,11 @@ def _in_turn(planned: list[Exported], wanted) -> Iterator[tuple[Exported, Iterat
             while group and (not some or points + (group[-1].points or 0) <= export_points.POINTS_AT_ONCE):
                 some.append(group.pop())
                 points += some[-1].points or 0
-            found = export_points.columns_of_many(some, keys) if keys else {}
+            try:
+                found = export_points.columns_of_many(some, keys) if keys else {}
+            except _UNREADABLE:  # one of them; which, shows when each is read by itself
+                yield from ((each, export_points.columns(each, wanted)) for each in some)
+                continue
             for each in some:
                 yield each, iter(found.get(each.run.id, ()))
 
@@ -165,7 +186,14 @@ def _run(exported: Exported, columns: Iterator[Column]) -> Iterator[bytes | dict
 
 
 def points_of(*, user: User, run: Run, keys: list[str]) -> Iterator[bytes]:
-    """One run's file as it is made, a row group in memory at a time. The answer of a run without points is a file without rows."""
+    """One run's file as it is made, a row group in memory at a time. The answer of a run without points is a file without rows.
+
+    Raises Busy.
+    """
+    return _Guarded(_points_of(user, run, keys))
+
+
+def _points_of(user: User, run: Run, keys: list[str]) -> Iterator[bytes]:
     planned = _changed(user, [run], Question(keys=keys), {})[0]
     sink = _Pieces()
     rows = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -14,7 +15,7 @@ from tracker.models import MetricBlock, MetricSegment, MetricTrash, Run, Writer
 from tracker.services import cold, compaction, dropping, runs
 from tracker.store.blobs import MissingObject, blob_store
 
-OBJECTS_AT_ONCE = 1000
+OBJECTS_AT_ONCE = 10_000
 RUNS_AT_ONCE = 100
 log = structlog.get_logger()
 
@@ -66,17 +67,25 @@ def empty_trash() -> Freed:
     for run in Run.objects.filter(id__in=due).exclude(purged_at=None).values_list("id", flat=True):
         found.runs += 1
         found.row_bytes += sizes[run].hot_bytes + sizes[run].log_bytes
-    objects = _due_objects()
-    compaction.sweep_trash()
-    left = set(MetricTrash.objects.filter(object_key__in=list(objects)).values_list("object_key", flat=True))
-    for key, size in objects.items():
-        if key not in left:
-            found.objects += 1
-            found.object_bytes += size
+    found.objects, found.object_bytes = sweep_objects()
     found.orphans = compaction.sweep_orphans() + cold.sweep_orphans()
     if found.bytes or found.orphans:
         log.info("emptied the trash", **vars(found))
     return found
+
+
+def sweep_objects() -> tuple[int, int]:
+    """Delete the objects whose time in the trash is over: (how many, the bytes that they took)."""
+    objects = _due_objects()
+    compaction.sweep_trash()
+    left = set()
+    keys = list(objects)
+    for start in range(0, len(keys), 500):
+        left |= set(MetricTrash.objects.filter(object_key__in=keys[start : start + 500]).values_list("object_key", flat=True))
+    gone = [size for key, size in objects.items() if key not in left]
+    if gone:
+        log.info("freed objects", objects=len(gone), bytes=sum(gone))
+    return len(gone), sum(gone)
 
 
 def _due_objects() -> dict[str, int]:
@@ -86,14 +95,17 @@ def _due_objects() -> dict[str, int]:
     used = set()
     for start in range(0, len(keys), 500):
         used |= set(MetricBlock.objects.filter(object_key__in=keys[start : start + 500]).values_list("object_key", flat=True))
-    found = {}
-    for key in keys:
-        if key not in used:
-            try:
-                found[key] = blob_store().size(key)
-            except MissingObject:
-                continue
-    return found
+    store = blob_store()
+
+    def size(key: str) -> int | None:
+        try:
+            return store.size(key)
+        except MissingObject:
+            return None
+
+    keys = [key for key in keys if key not in used]
+    with ThreadPoolExecutor(8, thread_name_prefix="sizes") as pool:  # each is a request where the store is S3
+        return {key: found for key, found in zip(keys, pool.map(size, keys), strict=True) if found is not None}
 
 
 @dataclass

@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.db.models import Exists, F, OuterRef, Q, QuerySet
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
@@ -25,7 +25,7 @@ from tracker.domain.lifecycle import RunState
 from tracker.domain.retention import Rule
 from tracker.models import Project, Reproduction, RetentionDone, RetentionRule, Run, RunValue, User
 from tracker.models.project import Role
-from tracker.services import cold, compaction, dropping, filters, freeing, projects, runs
+from tracker.services import cold, dropping, filters, freeing, projects, runs, sweeping
 
 log = structlog.get_logger()
 
@@ -54,21 +54,33 @@ def replace(*, user: User | None, project: Project | None, told: Any) -> list[Ru
         _require(user, project)
     if not isinstance(told, list) or len(told) > rules_.MOST_RULES:
         raise Invalid(f"rules is a list of at most {rules_.MOST_RULES} rules.", rules="malformed")
-    checked = [rules_.rule_of(each) for each in told]
-    if any(rule.action == rules_.COLD for rule in checked):
-        cold.require()
+    checked = [_checked(each) for each in told]
     with transaction.atomic():
         RetentionRule.objects.filter(project=project).delete()
         for rule in checked:
-            row = {name: value for name, value in rule.told().items() if name != "id"}
-            RetentionRule.objects.create(project=project, created_by=user, **row)
+            _create(user, project, rule)
     return rules(project)
 
 
 def add(*, project: Project | None, told: dict[str, Any]) -> Rule:
     """From the server's command line: one rule more."""
-    before = [{name: value for name, value in rule.told().items() if name != "id"} for rule in rules(project)]
-    return replace(user=None, project=project, told=[*before, told])[-1]
+    rule = _checked(told)
+    if RetentionRule.objects.filter(project=project).count() >= rules_.MOST_RULES:
+        raise Invalid(f"There are {rules_.MOST_RULES} rules already: remove one first.")
+    return _rule(_create(None, project, rule))
+
+
+def _checked(told: Any) -> Rule:
+    rule = rules_.rule_of(told)
+    if rule.action == rules_.COLD:
+        cold.require()
+    return rule
+
+
+def _create(user: User | None, project: Project | None, rule: Rule) -> RetentionRule:
+    return RetentionRule.objects.create(
+        project=project, created_by=user, **{name: value for name, value in rule.told().items() if name != "id"}
+    )
 
 
 def remove(rule_id: int) -> bool:
@@ -96,6 +108,10 @@ class Outcome:
     bytes: int = 0
     freed_at: datetime | None = None
     """When the last of these bytes are free again: the trash has its delays."""
+    failed: int = 0
+    """Runs at which it failed; the server's log says why."""
+    complete: bool = True
+    """False: the time was over before the last run."""
 
     def told(self) -> dict[str, Any]:
         when = self.freed_at.isoformat() if self.freed_at else None
@@ -118,7 +134,9 @@ def due(rule: Rule, project: Project, now: datetime | None = None) -> QuerySet[R
         forks = Run.objects.filter(fork_run=OuterRef("pk"), deleted_at=None)
         found = found.filter(~Exists(judged), ~Exists(forks))
     if rule.action != rules_.TRASH:
-        found = found.filter(~Exists(RetentionDone.objects.filter(run=OuterRef("pk"), action=rule.action, detail=rule.detail)))
+        # A run that was resumed since then is looked at anew, once it is over again.
+        done = RetentionDone.objects.filter(run=OuterRef("pk"), action=rule.action, detail=rule.detail, at__gte=OuterRef("over_at"))
+        found = found.filter(~Exists(done))
     return found.order_by("over_at", "id")
 
 
@@ -138,8 +156,13 @@ def apply(
             outcome = Outcome(each.slug, rule)
             for run in _some(due(rule, each, now)):
                 if until is not None and time.monotonic() > until:
+                    outcome.complete = False
                     break
-                _act(rule, run, outcome, dry_run)
+                try:
+                    _act(rule, run, outcome, dry_run)
+                except Exception:  # a damaged block, a store that is away: the others do not wait for it, and it is tried again
+                    outcome.failed += 1
+                    log.exception("retention failed", run=run.id, rule=rule.sentence())
             if outcome.runs:
                 outcome.freed_at = _freed_at(rule, dry_run)
                 if not dry_run:
@@ -173,13 +196,13 @@ def _act(rule: Rule, run: Run, outcome: Outcome, dry_run: bool) -> None:
         outcome.points += freed.points
         outcome.bytes += freed.bytes
     if not dry_run:
-        RetentionDone.objects.update_or_create(
-            run=run, action=rule.action, detail=rule.detail, defaults={"points": freed.points, "bytes": freed.bytes}
-        )
+        done, _ = RetentionDone.objects.get_or_create(run=run, action=rule.action, detail=rule.detail)
+        account = {"points": F("points") + freed.points, "bytes": F("bytes") + freed.bytes}
+        RetentionDone.objects.filter(id=done.id).update(**account, at=timezone.now())
 
 
 def _freed_at(rule: Rule, dry_run: bool) -> datetime:
-    later = timedelta(0) if rule.action == rules_.LOGS else compaction.TRASH
+    later = timedelta(0) if rule.action == rules_.LOGS else sweeping.TRASH
     if rule.action == rules_.TRASH:
         later += timedelta(days=settings.ENCORE_TRASH_DAYS)
     return timezone.now() + later

@@ -66,7 +66,7 @@ def mixture(room: Room, wide: int = 50) -> dict[str, Run]:
 
     found["wide"] = run = room.run(state="finished")
     post(
-        room, room.writer(run), 0, [f"layer.{n}/norm" for n in range(5000)], "d" * 5000, [(s, [s + n for n in range(5000)]) for s in (0, 1)]
+        room, room.writer(run), 0, [f"layer.{n}/norm" for n in range(wide)], "d" * wide, [(s, [s + n for n in range(wide)]) for s in (0, 1)]
     )
 
     found["empty"] = room.run(state="failed")

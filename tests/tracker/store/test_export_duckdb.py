@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import os
 import struct
+import tarfile
+import threading
 import urllib.error
 import urllib.request
+import uuid
 from types import SimpleNamespace
 
 import duckdb
+import pyarrow.parquet
 import pytest
+from django.db import connection
 
 from sdk._cli import export as command
-from sdk._query import Api
+from sdk._query import Api, exports
+from sdk._query.places import Folder, place
+from sdk.errors import FormatError
+from tests.tracker.store import wire_writer as wire
 from tests.tracker.store.conftest import Room
 from tests.tracker.store.export_room import INTS, ODD_KEYS, SPECIAL, mixture, post
-from tracker.models import Run
+from tracker.domain.errors import Busy, FilterMistake
+from tracker.models import MetricBlock, Run
 from tracker.services import compaction, export_points, export_tree, summaries
 from tracker.store import parquet, reading
+from tracker.store.blobs import blob_store
 
 
 @pytest.fixture
@@ -34,7 +46,7 @@ def house(transactional_db, live_server, tmp_path, capsys, settings):
         found = args.run(args)
         out, err = capsys.readouterr()
         assert found == status, out + err
-        return SimpleNamespace(err=err, **(json.loads(out) if out else {}))
+        return SimpleNamespace(err=err, **(json.loads(out.splitlines()[-1]) if out else {}))
 
     db = duckdb.connect(config={"threads": 1})
 
@@ -113,18 +125,16 @@ def test_every_point_of_every_kind_of_run_agrees_with_the_history_route(house):
 
 def test_rows_lie_sorted_and_row_groups_can_be_passed_over(house, monkeypatch):
     """By key, rank, then step, in groups of bounded size with statistics, so that a reader of one key reads a part of the file."""
-    import pyarrow.parquet as pq
-
     monkeypatch.setattr(parquet, "ROW_GROUP", 1000)
-    runs = mixture(house.room)
+    runs = mixture(house.room, wide=1500)
     house.encore(runs["wide"].id, runs["ranks"].id)
     for name in ("wide", "ranks"):
         file = next(house.to.rglob(f"run={runs[name].id}/*.parquet"))
-        table = pq.read_table(file, partitioning=None).to_pydict()
+        table = pyarrow.parquet.read_table(file, partitioning=None).to_pydict()
         rows = list(zip(table["key"], table["rank"], table["step"], strict=True))
         assert rows == sorted(rows)
-        found = pq.ParquetFile(file).metadata
-        assert max(found.row_group(n).num_rows for n in range(found.num_row_groups)) <= 1000
+        found = pyarrow.parquet.ParquetFile(file).metadata
+        assert [found.row_group(n).num_rows for n in range(found.num_row_groups)] == ([1000, 1000, 1000] if name == "wide" else [240])
         assert found.row_group(0).column(0).statistics.min == rows[0][0]
         assert found.row_group(0).column(4).compression == "ZSTD"
 
@@ -251,19 +261,94 @@ def test_an_interrupted_export_goes_on(house, monkeypatch):
     assert done.runs == len(runs)
     assert len(calls) == 2
     assert 0 < calls[1] < len(runs)
-    assert not [path for path in house.to.rglob("*") if "part" in path.name and path.is_file()]
+    assert not list(house.to.glob(".*"))
     assert house.encore("--check").wrong == []
 
 
 def test_a_place_holds_the_export_of_one_question(house, tmp_path):
     """Another filter, or a folder with something else in it, is refused before anything is written."""
     mixture(house.room)
-    house.encore("--project", house.room.project.slug)
+    house.encore("--filter", "lr >", status=1)
+    house.encore("--project", house.room.project.slug)  # a question that was refused binds nobody
     assert "another project" in house.encore(status=1).err
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
     assert "choose an empty place" in house.encore(status=1, to=tmp_path / "mine").err
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+def test_one_export_at_a_time_writes_into_a_folder(house):
+    """A second one is refused and touches nothing of the first."""
+    mixture(house.room)
+    with command.place_of(str(house.to)) as first:
+        half = first.aside()
+        assert "another export" in house.encore(status=1).err
+        half.write(b"x")
+        first.keep(half, "_encore.json")
+
+
+def test_a_run_that_cannot_be_read_is_named_and_the_others_come(house):
+    """A damaged block: what lies there of that run stays, the exit status is 1, and the next export tries it again."""
+    runs = mixture(house.room)
+    key = MetricBlock.objects.get(run=runs["exact"]).object_key
+    raw = blob_store().read(key)
+    blob_store().put(key, raw[: len(raw) // 2])
+    reading.forget()
+    done = house.encore(status=1)
+    assert [each["run"] for each in done.failed] == [runs["exact"].id]
+    assert done.sent == len(runs) - 1
+    blob_store().put(key, raw)
+    reading.forget()
+    assert house.encore().sent == 1
+
+
+def test_an_export_while_points_come_in_and_are_compacted_is_a_prefix(house):
+    """At any moment a run can be exported whole: its first n points, each once, never a hole while segments become blocks."""
+    runs = [house.room.run(state="running") for _ in range(3)]
+    writers = [house.room.writer(run) for run in runs]
+    over = threading.Event()
+
+    def log(at: int) -> None:
+        for writer in writers:
+            post(house.room, writer, at, ["loss"], "d", [(at + n, [at + n]) for n in range(20)], known=at > 0)
+
+    def work() -> None:
+        at = 20
+        while not over.is_set() and at < 20_000:
+            log(at)
+            at += 20
+            compaction.compact_run(runs[at % 3].id, force=True)
+        connection.close()
+
+    log(0)
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        seen = 0
+        for _ in range(6):
+            assert house.encore().runs == 3
+            rows = house.query(
+                "SELECT run, count(*), count(DISTINCT step), min(step), max(step), sum(value - step) FROM points GROUP BY run"
+            )
+            for _, count, steps, low, high, off in rows:
+                assert (count, low, high, off) == (steps, 0, count - 1, 0)
+                seen = max(seen, count)
+    finally:
+        over.set()
+        thread.join()
+    assert seen > 20
+
+
+def test_times_and_steps_at_the_ends_of_64_bits_are_kept(house):
+    run = house.room.run(state="finished")
+    writer = house.room.writer(run)
+    ends = [-(2**63) + 1, -1, 0, 2**63 - 1]
+    rows = [(n, end, time, [1.0]) for n, (end, time) in enumerate(zip(ends, reversed(ends), strict=True))]
+    house.room.post(writer, wire.batch(run.id, writer.id, 0, 3, [wire.dense(0, ["x"], "d", rows)]))
+    house.encore()
+    table = pyarrow.parquet.read_table(next(house.to.rglob("points.parquet")), partitioning=None)
+    assert table["step"].to_pylist() == ends
+    assert table["time"].cast(pyarrow.int64()).to_pylist() == list(reversed(ends))
 
 
 def test_metrics_and_runs_can_be_chosen(house):
@@ -314,3 +399,80 @@ def test_one_run_comes_as_one_file(house, tmp_path):
             house.api.download(f"export/runs/{runs[name].id}.parquet", file)
         with duckdb.connect() as db:
             assert db.execute(f"SELECT count(*) FROM read_parquet('{tmp_path}/{name}.parquet')").fetchall() == [(count,)]
+
+
+def test_an_export_into_a_bucket_is_kept_up_like_a_folder(house, monkeypatch):
+    """s3://bucket/prefix on a real S3 server: brought once, checked, mended, pruned."""
+    if "ENCORE_TEST_S3" not in os.environ:
+        pytest.skip("no S3 server was started (python -m tests.services run)")
+    s3 = json.loads(os.environ["ENCORE_TEST_S3"])
+    for name, value in {"ENDPOINT_URL": "endpoint", "ACCESS_KEY_ID": "access_key", "SECRET_ACCESS_KEY": "secret_key"}.items():
+        monkeypatch.setenv(f"AWS_{name}", s3[value])
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    runs = mixture(house.room)
+    to = f"s3://{s3['bucket']}/exports/{uuid.uuid4().hex}"
+    assert house.encore(to=to).sent == len(runs)
+    assert house.encore(to=to).sent == 0
+    assert house.encore("--check", to=to).wrong == []
+    bucket = place(to)
+    folder = f"project={house.room.project.slug}/run={runs['ranks'].id}"
+    with bucket.open(f"{folder}/points.parquet") as file:
+        raw = file.read()
+    table = duckdb.from_arrow(pyarrow.parquet.read_table(io.BytesIO(raw)))
+    assert table.count("*").fetchall() == [(240,)]
+    spoiled = bucket.aside()
+    spoiled.write(raw[:-1] + bytes([raw[-1] ^ 1]))
+    bucket.keep(spoiled, f"{folder}/points.parquet")
+    assert [entry["folder"] for entry in house.encore("--check", to=to, status=1).wrong] == [folder]
+    assert house.encore("--mend", to=to).sent == 1
+    house.api.delete(f"runs/{runs['ranks'].id}")
+    assert house.encore("--prune", to=to).pruned == [folder]
+    assert folder not in {name.rpartition("/")[0] for name, _ in bucket.names()}
+
+
+def test_a_reader_that_leaves_gives_its_place_back(house):
+    """As many exports as the server takes at once; one more is told to wait; all that break off or end make room again."""
+    mixture(house.room)
+    question = export_tree.Question()
+    for _ in range(2):
+        going = [export_tree.stream(user=house.room.user, question=question) for _ in range(export_tree.AT_ONCE)]
+        with pytest.raises(Busy):
+            export_tree.stream(user=house.room.user, question=question)
+        next(going[0])
+        for stream in going:
+            stream.close()
+    with pytest.raises(FilterMistake):
+        export_tree.stream(user=house.room.user, question=export_tree.Question(filter="lr >"))
+    whole = export_tree.stream(user=house.room.user, question=question)
+    with tarfile.open(fileobj=io.BytesIO(b"".join(whole))) as found:
+        assert found.getnames()[-1] == "_encore.json"
+    assert all(export_tree._places.acquire(blocking=False) for _ in range(export_tree.AT_ONCE))
+    for _ in range(export_tree.AT_ONCE):
+        export_tree._places.release()
+
+
+class Hostile:
+    """A server that sends a tree of its own making."""
+
+    def __init__(self, *entries: tuple[tarfile.TarInfo, bytes]) -> None:
+        held = io.BytesIO()
+        with tarfile.open(fileobj=held, mode="w") as made:
+            for info, raw in entries:
+                info.size = len(raw)
+                made.addfile(info, io.BytesIO(raw))
+        self.url, self.body = "http://x", held.getvalue()
+
+    def _stream(self):
+        return SimpleNamespace(open=lambda *_: io.BytesIO(self.body))
+
+
+@pytest.mark.parametrize("name", ["../evil", "/etc/evil", "project=a/run=../points.parquet", "project=a/run=b/../../evil", "link", "x"])
+def test_nothing_that_a_server_sends_is_written_elsewhere(tmp_path, name):
+    """Names are checked against what an export consists of; links, devices and foreign names are refused."""
+    info = tarfile.TarInfo("runs.parquet" if name == "link" else name)
+    if name == "link":
+        info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    to = tmp_path / "out"
+    with pytest.raises(FormatError):
+        exports.export(Hostile((info, b"" if name == "link" else b"evil")), Folder(to), {"keys": []})
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()) == ["out/_encore.question.json"]

@@ -16,7 +16,7 @@ from tests.tracker.helpers import api_of
 from tests.tracker.store.export_room import post
 from tracker import commands
 from tracker.domain.errors import EncoreError, Invalid
-from tracker.models import Event, Job, LogChunk, MetricBlock, MetricSummary, MetricTrash, Reproduction, Run
+from tracker.models import Event, Job, LogChunk, MetricBlock, MetricSummary, MetricTrash, Reproduction, RetentionDone, Run
 from tracker.services import cold, compaction, dropping, freeing, retention, summaries, values
 from tracker.store import blocks, reading
 from tracker.store.blobs import blob_store
@@ -85,7 +85,7 @@ def test_points_of_chosen_keys_go_and_all_others_stay_to_the_bit(room):
     rule(room, action="points", keys=["system/*"])
     before = list(MetricBlock.objects.order_by("id").values())
     would = retention.apply(dry_run=True)[0]
-    assert (would.runs, would.points) == (1, 200 * 2 * 2)  # of the two blocks; what is hot is compacted first when it is done
+    assert (would.runs, would.points) == (1, 200 * (3 * 2 + 1 + 1))
     assert list(MetricBlock.objects.order_by("id").values()) == before
     compaction.compact_run(run.id, force=True)
     would = retention.apply(dry_run=True)[0]
@@ -105,6 +105,21 @@ def test_points_of_chosen_keys_go_and_all_others_stay_to_the_bit(room):
     assert freed.object_bytes == on_disk - stored() > done.bytes
     assert told(run, "loss") == kept
     assert retention.apply()[0].runs == 0
+
+
+def test_a_run_that_is_resumed_is_looked_at_again_when_it_is_over(room):
+    """What the new start logged goes too, as many days after its end."""
+    run = filled(room)
+    rule(room, action="points", keys=["system/cpu"])
+    assert retention.apply()[0].points == 800
+    later = room.writer(run, attempt=2)
+    post(room, later, 0, ["system/cpu"], "d", [(n, [n]) for n in range(50)])
+    summaries.summarise_run(run.id)
+    assert retention.apply()[0].points == 0
+    Run.objects.filter(id=run.id).update(finished_at=timezone.now() + timedelta(days=1))
+    again = retention.apply(now=timezone.now() + timedelta(days=32))[0]
+    assert (again.runs, again.points) == (1, 50)
+    assert RetentionDone.objects.get(run=run).points == 850
 
 
 def test_small_runs_in_the_database_lose_their_points_too(room):
@@ -234,7 +249,7 @@ def test_cold_blocks_on_s3_have_their_storage_class(room, s3_store, settings):
     store = blob_store().cold
     for key in MetricBlock.objects.values_list("object_key", flat=True):
         assert key.startswith("cold/")
-        assert store.client.head_object(Bucket=store.bucket, Key=store._name(key)).get("StorageClass", "STANDARD_IA") == "STANDARD_IA"
+        assert store.client.head_object(Bucket=store.bucket, Key=store._name(key))["StorageClass"] == "STANDARD_IA"
 
 
 def test_a_project_without_rules_follows_the_instance(room):
@@ -297,12 +312,12 @@ def test_the_command_line_sets_tries_and_applies_rules(room, capsys):
     made = encore("retention", "add", "points", "--after", "30", "--keys", "system/*", "--project", slug, "--json")
     assert f"{made['id']}  {slug}: points of system/* of runs go 30 days after their end" in encore("retention")
     said = encore("retention", "--dry-run")
-    assert "1 runs, 800 points" in said
+    assert "1 run, 1,600 points" in said
     assert "Nothing was changed." in said
     done = encore("retention", "run", "--json")
     assert (done["runs"], done["points"]) == (1, 1600)
     assert told(run, "system/cpu") == []
-    assert "objects wait" in encore("gc", "--dry-run")
+    assert "In the store's trash: 4 objects" in encore("gc", "--dry-run")
     after_the_hour()
     assert encore("gc", "--json")["object_bytes"] > 0
     assert "trash is empty" in encore("gc", "--dry-run")
