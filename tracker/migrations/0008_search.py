@@ -27,7 +27,7 @@ def fill_slots(apps, schema_editor):
 
 
 class Migration(migrations.Migration):
-    dependencies = [("tracker", "0006_media_by_key")]
+    dependencies = [("tracker", "0007_merging")]
 
     operations = [
         migrations.RunPython(by_code_point, migrations.RunPython.noop),

@@ -8,7 +8,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('tracker', '0008_merging'),
+        ('tracker', '0008_search'),
     ]
 
     operations = [
