@@ -85,7 +85,7 @@ def _applied(outcomes: list, dry_run: bool) -> tuple[Any, str]:
         if each.runs and each.rule.action == words.COLD:
             says += ", to the cold store"
         elif each.runs:
-            says += f", {'would be ' if dry_run else ''}freed at {moment(each.freed_at)} (by encore gc, which runs each hour)"
+            says += f", {'would be ' if dry_run else ''}freed at {moment(each.freed_at)} (by the server, or encore gc)"
         if each.failed:
             says += f"; it failed at {many(each.failed, 'run')}, the lines above say why"
         lines.append(says)
