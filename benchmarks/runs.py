@@ -29,7 +29,7 @@ QUESTIONS = {
         "val/acc",
     ),
 }
-ROUNDS = 30
+ROUNDS = 20
 
 
 def ask(found: Server, path: str, headers: dict[str, str], connection: http.client.HTTPConnection) -> bytes:
