@@ -329,8 +329,10 @@ def test_a_cold_rule_needs_a_cold_store(room, settings):
         rule(room, action="cold")
 
 
-def test_the_command_line_sets_tries_and_applies_rules(room, capsys):
+def test_the_command_line_sets_tries_and_applies_rules(room, capsys, monkeypatch):
     """encore retention, encore gc: in words and as JSON."""
+    # Django runs already; started once more, its log would go to this test's captured output for good.
+    monkeypatch.setattr(commands, "_start_django", lambda home: None)
     run = filled(room)
     parser = argparse.ArgumentParser("encore")
     commands.register(parser.add_subparsers())
