@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import socket
 import sqlite3
+import threading
 
 import psycopg
 import pytest
@@ -14,6 +16,7 @@ from django.db.utils import load_backend
 from tests.services import free_port
 from tracker.api import errors
 from tracker.store.away import database_is_away, store_is_away
+from tracker.store.backends.s3 import S3
 
 
 def caught(act) -> Exception:
@@ -87,3 +90,23 @@ def test_a_store_that_fails_is_away_and_a_store_that_refuses_is_not(error: Excep
     assert store_is_away(error) is away
     named = errors.named(error)
     assert (named is not None and named.status == 503 and named.retry_after == 5) is away
+
+
+def test_a_put_to_s3_waits_for_no_word_in_between():
+    """Where the connection ended within "100 Continue", botocore would read its end for ever and compaction stand still."""
+    heads = []
+    with socket.create_server(("127.0.0.1", 0)) as door:
+
+        def answer() -> None:
+            client, _ = door.accept()
+            with client:
+                heads.append(client.recv(65536).partition(b"\r\n\r\n")[0].lower())
+                client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        names = {"bucket": "b", "access_key": "a", "secret_key": "s", "endpoint": f"http://127.0.0.1:{door.getsockname()[1]}"}
+        assert S3(names).put("blocks/a", b"whole") == 5
+        thread.join()
+    assert b"put /b/blocks/a" in heads[0]
+    assert b"expect" not in heads[0]

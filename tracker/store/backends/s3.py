@@ -50,6 +50,8 @@ class S3:
                 retries={"mode": "standard", "max_attempts": 4},
             ),
         )
+        # Without "Expect: 100-continue": where the connection ends within that answer, botocore 1.x reads its end for ever, at full speed.
+        self.client.meta.events.register("before-sign.s3", _expect_nothing)
         self.transfer = TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=4)
         self.pool = ThreadPoolExecutor(8, thread_name_prefix="s3")
 
@@ -148,6 +150,10 @@ class S3:
             "put_object", Params={"Bucket": self.bucket, "Key": self._name(key), "ContentLength": bytes}, ExpiresIn=seconds
         )
         return url, {"Content-Length": str(bytes)}
+
+
+def _expect_nothing(request, **_) -> None:
+    del request.headers["Expect"]
 
 
 class _Counted(io.RawIOBase):
