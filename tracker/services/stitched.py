@@ -59,7 +59,7 @@ def recompute(run_id: str) -> None:
         return
     forks = lineage.forks_for_summaries(run)
     every = "" in marks
-    keys = _all_keys(run_id, forks) | set(marks) if every else set(marks)
+    keys = _all_keys(run, forks) | set(marks) if every else set(marks)
     for portion in _portions(run_id, sorted(key for key in keys if key and not is_measured(key))):
         columns = reading.history([run_id], portion, forks=forks)
         seen = {"": marks[""]} if every else {key: marks[key] for key in portion}
@@ -69,9 +69,16 @@ def recompute(run_id: str) -> None:
         _settle(run_id, marks)
 
 
-def _all_keys(run_id: str, forks) -> set[str]:
-    runs = [run_id, *(fork.run for fork in forks.get(run_id, ()))]
-    return set(MetricSummary.objects.filter(run_id__in=runs).values_list("key", flat=True).distinct())
+def _all_keys(run: Run, forks) -> set[str]:
+    ancestors = [fork.run for fork in forks.get(run.id, ())]
+    keys = set(MetricSummary.objects.filter(run_id__in=[run.id, *ancestors]).values_list("key", flat=True).distinct())
+    # A stitched ancestor has no row of what it has gone back behind since, or of what waits to be made: it may count here all the same.
+    chosen = wide_keys.chooser(run.id, run.project_id, most=summaries.MOST_KEYS)
+    for ancestor in Run.objects.filter(id__in=ancestors, is_stitched=True).order_by("id").values_list("id", flat=True):
+        for key in reading.keys_of(ancestor):
+            if key not in keys and not is_measured(key) and chosen(key, keys):
+                keys.add(key)
+    return keys
 
 
 def _portions(run_id: str, keys: list[str]) -> Iterator[list[str]]:

@@ -114,3 +114,31 @@ def test_a_parents_metric_without_a_summary_is_inherited_all_the_same(room, monk
     beat()
     assert not MetricSummary.objects.filter(run_id=parent, key="loss").exists()
     agree(room, fork, [(2, 3.0), (6, 7.0)])
+
+
+def test_a_metric_that_the_parent_has_gone_back_behind_stays_the_forks(room):
+    """A parent that starts over later has no points of a metric left, and its fork still has a summary of those that it inherits."""
+    parent, fork = new_id(), new_id()
+    first = opened(room, parent, 10)
+    opened(room, parent, 40, rewind_to=-1)
+    sent(room, first, [(0, 1.0), (1, 2.0), (2, 3.0)])
+    beat()
+    agree(room, parent, [])
+    opened(room, fork, 30, fork_from={"run": parent, "step": 1})
+    beat()
+    agree(room, fork, [(0, 1.0), (1, 2.0)])
+
+
+def test_a_fork_of_a_fork_may_be_made_before_what_it_goes_on(room):
+    """In whatever order the summaries of a chain are made, all have the metrics of those before them."""
+    parent, fork, leaf = new_id(), new_id(), new_id()
+    opened(room, parent, 10)
+    middle = opened(room, fork, 20, fork_from={"run": parent, "step": 5})
+    opened(room, leaf, 30, fork_from={"run": fork, "step": 7})
+    beat()
+    sent(room, middle, [(6, 1.0), (7, 2.0)])
+    summaries.summarise_due()
+    for run_id in (leaf, fork):
+        stitched.recompute(run_id)
+    agree(room, fork, [(6, 1.0), (7, 2.0)])
+    agree(room, leaf, [(6, 1.0), (7, 2.0)])
