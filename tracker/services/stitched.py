@@ -13,18 +13,23 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
 import numpy as np
+import structlog
 
+from tracker.domain.errors import EncoreError
 from tracker.domain.lineage import is_measured
 from tracker.models import MetricSummary, Run, RunValue, StaleSummary
 from tracker.services import lineage, summaries, wide_keys
 from tracker.store import reading, rows
 from tracker.store.reading import Column
 
+log = structlog.get_logger()
+
 POINTS_AT_ONCE = 4_000_000
 KEYS_AT_ONCE = 200
 SHARE = 0.05
 """Of the worker's time that one run may take."""
 LONGEST_REST_SECONDS = 600
+REST_AFTER_FAILURE_SECONDS = 60
 _rest_until: dict[str, float] = {}
 
 
@@ -39,10 +44,15 @@ def recompute_due(seconds: float = 10) -> int:
             break
         if _rest_until.get(run_id, 0) > began:
             continue
-        recompute(run_id)
-        done += 1
+        least = 0.0
+        try:
+            recompute(run_id)
+            done += 1
+        except EncoreError:  # a damaged block, or the store is away: the run stays marked, and the others do not wait for it
+            log.exception("the summaries of a stitched run cannot be made, it will be tried again", run=run_id)
+            least = REST_AFTER_FAILURE_SECONDS
         now = time.monotonic()
-        _rest_until[run_id] = now + min((now - began) * (1 / SHARE - 1), LONGEST_REST_SECONDS)
+        _rest_until[run_id] = now + max(least, min((now - began) * (1 / SHARE - 1), LONGEST_REST_SECONDS))
     if len(_rest_until) > 10_000:
         _rest_until.clear()
     return done
@@ -75,7 +85,12 @@ def _all_keys(run: Run, forks) -> set[str]:
     # A stitched ancestor has no row of what it has gone back behind since, or of what waits to be made: it may count here all the same.
     chosen = wide_keys.chooser(run.id, run.project_id, most=summaries.MOST_KEYS)
     for ancestor in Run.objects.filter(id__in=ancestors, is_stitched=True).order_by("id").values_list("id", flat=True):
-        for key in reading.keys_of(ancestor):
+        try:
+            more = reading.keys_of(ancestor)
+        except reading.DamagedBlock as problem:  # perhaps beyond what is inherited; if not, the read of the points says so
+            log.warning("the metrics of an ancestor are not all known", run=run.id, ancestor=ancestor, problem=str(problem))
+            continue
+        for key in more:
             if key not in keys and not is_measured(key) and chosen(key, keys):
                 keys.add(key)
     return keys

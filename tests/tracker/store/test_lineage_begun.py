@@ -5,8 +5,9 @@ from __future__ import annotations
 from tests.tracker.helpers import writer_json
 from tests.tracker.store import wire_writer as wire
 from tracker.domain.ids import new_id
-from tracker.models import KeyDefinition, MetricSummary, Run, StaleSummary, Writer
-from tracker.services import metrics, stitched, summaries, writers
+from tracker.models import KeyDefinition, MetricBlock, MetricSummary, Run, StaleSummary, Writer
+from tracker.services import compaction, metrics, stitched, summaries, writers
+from tracker.store.blobs import blob_store
 
 SECOND = 1_000_000
 BASE = 1_700_000_000 * SECOND
@@ -142,3 +143,19 @@ def test_a_fork_of_a_fork_may_be_made_before_what_it_goes_on(room):
         stitched.recompute(run_id)
     agree(room, fork, [(6, 1.0), (7, 2.0)])
     agree(room, leaf, [(6, 1.0), (7, 2.0)])
+
+
+def test_damage_beyond_the_step_leaves_a_forks_summaries_alone(room):
+    """A stitched parent of which a block is lost that its fork does not inherit: the fork's summaries are made."""
+    parent, fork = new_id(), new_id()
+    first = opened(room, parent, 10)
+    second = opened(room, parent, 20, rewind_to=2)
+    sent(room, first, [(0, 1.0), (1, 2.0)])
+    sent(room, second, [(3, 3.0), (4, 4.0)])
+    beat()
+    compaction.compact_run(parent, force=True)
+    opened(room, fork, 30, fork_from={"run": parent, "step": 1})
+    blob_store().delete(MetricBlock.objects.get(writer=second).object_key)
+    beat()
+    found = MetricSummary.objects.get(run_id=fork, key="loss")
+    assert (found.count, found.sum) == (2, 3.0)
