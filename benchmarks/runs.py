@@ -29,7 +29,7 @@ QUESTIONS = {
         "val/acc",
     ),
 }
-ROUNDS = 30
+ROUNDS = 20
 
 
 def ask(found: Server, path: str, headers: dict[str, str], connection: http.client.HTTPConnection) -> bytes:
@@ -73,9 +73,10 @@ def rows_of(database: str, rounds: int) -> list[dict]:
                     if number and door == "runs page":
                         continue  # the page is the API's question and a table: once is enough
                     p50, p99, cpu = measure(found, path, headers, rounds)
+                    budget = budgets[count] if number < 2 else ""
                     rows.append({
-                        "what": f"{door}, {count:,} runs, {what}, {database}", "value": round(p50, 1), "unit": "ms",
-                        "budget": budgets[count], "ok": p50 <= budgets[count], "beside": f"p99 {p99:.0f} ms, server CPU {cpu:.0f} ms",
+                        "what": f"{door}, {count:,} runs, {what}, {database}", "value": round(p50, 1), "unit": "ms", "budget": budget,
+                        "ok": budget == "" or p50 <= budget, "beside": f"p99 {p99:.0f} ms, server CPU {cpu:.0f} ms",
                     })  # fmt: skip
     return rows
 

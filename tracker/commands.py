@@ -73,7 +73,10 @@ def _start_django(home: str | None) -> None:
         import django
     except ImportError:
         sys.exit("encore: this command belongs to the server; install it with: pip install 'encore-tracker[server]'")
-    django.setup()
+    from django.apps import apps
+
+    if not apps.ready:  # a second time would bind the log to another standard error
+        django.setup()
     from django.core.management import call_command
     from django.db import connection
     from django.db.migrations.executor import MigrationExecutor

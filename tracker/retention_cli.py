@@ -12,7 +12,7 @@ from typing import Any
 
 def add_retention(verb, subparsers) -> None:
     """``verb`` makes a subcommand with the options that all have (tracker/commands.py)."""
-    parser = verb(subparsers, "retention", "what may go after how long: show, add, remove, try, apply", _quietly(_retention))
+    parser = verb(subparsers, "retention", "what may go after how long: list, add, remove, run", _quietly(_retention))
     parser.add_argument("verb", nargs="?", choices=("list", "add", "remove", "run"), default="list", help="list without one")
     parser.add_argument("what", nargs="?", help="add: keep, trash, points, logs or cold; remove: the rule's number")
     parser.add_argument("--project", help="of this project; without it the instance's rules, and with run all projects")
@@ -85,7 +85,7 @@ def _applied(outcomes: list, dry_run: bool) -> tuple[Any, str]:
         if each.runs and each.rule.action == words.COLD:
             says += ", to the cold store"
         elif each.runs:
-            says += f", {'would be ' if dry_run else ''}freed at {moment(each.freed_at)} (by encore gc, which runs each hour)"
+            says += f", {'would be ' if dry_run else ''}freed at {moment(each.freed_at)} (by the server, or encore gc)"
         if each.failed:
             says += f"; it failed at {many(each.failed, 'run')}, the lines above say why"
         lines.append(says)

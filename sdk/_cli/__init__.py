@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         why = missing.get(wanted) or missing.get(part) or "it is not installed here"
         print(f"encore {wanted}: {why}. Install it with: pip install 'encore-tracker[{part}]'", file=sys.stderr)
         return 2
-    options = parser.parse_args(given)
+    options = parser.parse_args(_joined(given))
     perform = getattr(options, "perform", None) or getattr(options, "run", None)  # the tracker's and the runner's call it run
     if not callable(perform):
         parser.print_help()
@@ -59,6 +59,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 141
+
+
+def _joined(given: list[str]) -> list[str]:
+    """``--sort -val/loss`` as ``--sort=-val/loss``: argparse takes the second word for an option of its own."""
+    found: list[str] = []
+    for word in given:
+        if found and found[-1] == "--sort" and word.startswith("-") and not word.startswith("--"):
+            found[-1] = f"--sort={word}"
+        else:
+            found.append(word)
+    return found
 
 
 def _register(commands: Any, wanted: str | None) -> dict[str, str]:

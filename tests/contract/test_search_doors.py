@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 
 import pytest
@@ -9,6 +10,7 @@ from django.test import Client
 from django.utils import timezone
 
 from sdk import _query, errors
+from sdk._cli import main
 from tests.contract.test_query_cli import encore, room  # noqa: F401
 from tracker.models import Run
 from tracker.services import values
@@ -113,3 +115,10 @@ def test_the_command_shows_chosen_columns(four, encore):  # noqa: F811
     Run.objects.filter(name="a").update(archived_at=timezone.now())
     assert [row["name"] for row in encore("runs", "--archived", "--json").json["results"]] == ["a"]
     assert len(encore("runs", "--no-archived", "--json").json["results"]) == 3
+
+
+def test_a_descending_sort_may_stand_as_a_word_of_its_own(four, capsys):
+    """``encore runs --sort -name`` means what ``--sort=-name`` does."""
+    status = main(["runs", "--project", "vision", "--sort", "-name", "--json", "--url", four.url, "--token", four.token])
+    assert status == 0
+    assert [row["name"] for row in json.loads(capsys.readouterr().out)["results"]] == ["d", "c", "b", "a"]

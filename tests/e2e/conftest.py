@@ -20,7 +20,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 ENCORE = Path(sys.executable).with_name("encore")
-PATIENCE = 120.0
+PATIENCE = 300.0
 
 
 def clean_environment(**more: str) -> dict[str, str]:

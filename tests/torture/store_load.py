@@ -153,7 +153,7 @@ class Reader:
         self._thread.start()
 
     def _work(self) -> None:
-        while not self._over.wait(0.01):
+        while not self._over.wait(0.02):
             try:
                 self.look(self.chance.randrange(len(self.seen)))
             except Exception as problem:

@@ -24,13 +24,15 @@ def fill_slots(apps, schema_editor):
         values.filter(project_id=project, kind=kind, path=path).update(slot=tracker.models.key.slot_of(project, kind, path))
     for text, number in (("Infinity", math.inf), ("-Infinity", -math.inf)):
         values.filter(text=text, number=None).update(number=number)
+    if schema_editor.connection.vendor == "postgresql":  # a row that was changed twice is checked later, and no table altered before
+        schema_editor.execute("SET CONSTRAINTS ALL IMMEDIATE")
+        schema_editor.execute("SET CONSTRAINTS ALL DEFERRED")
 
 
 class Migration(migrations.Migration):
     dependencies = [("tracker", "0007_merging")]
 
     operations = [
-        migrations.RunPython(by_code_point, migrations.RunPython.noop),
         migrations.AddField("runvalue", "slot", tracker.models.key.SlotField(default=0, editable=False)),
         migrations.RunPython(fill_slots, migrations.RunPython.noop),
         migrations.RemoveIndex("runvalue", "value_number"),
@@ -45,6 +47,7 @@ class Migration(migrations.Migration):
             "run",
             models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.CASCADE, related_name="values", to="tracker.run"),
         ),
+        migrations.RunPython(by_code_point, migrations.RunPython.noop),
         migrations.AddIndex(
             "runvalue",
             models.Index(fields=["slot", "number", "run"], name="value_by_number", condition=models.Q(number__isnull=False)),

@@ -136,8 +136,15 @@ def _round(candidates: list[tuple[str, str]], until: float) -> int:
         failures = 0
         made += count
         if count:
-            merging.merge_writer(run_id, writer_id, until=until)
+            _merge(run_id, writer_id, until)
     return made
+
+
+def _merge(run_id: str, writer_id: str, until: float) -> None:
+    try:
+        merging.merge_writer(run_id, writer_id, until=until)
+    except Exception:
+        log.exception("merging failed, it will be tried again", run=run_id, writer=writer_id)
 
 
 def _take(writer_id: str) -> bool:

@@ -81,7 +81,7 @@ def _drop_from(block: MetricBlock, run: Run, wanted: Pattern[str] | None, dry_ru
         lost = int(entries["rows"].astype("i8").sum())
         if dry_run:
             whole = len(columns) == len(directory.columns)
-            return Dropped(lost, block.bytes if whole else min(_bytes_of(directory, columns), block.bytes))
+            return Dropped(lost, block.bytes if whole else min(_bytes_of(directory, columns, block.directory_bytes), block.bytes))
         kept = _without(blob_store().read(block.object_key), set(columns), block) if len(columns) < len(directory.columns) else None
     except MissingObject:
         return None
@@ -109,18 +109,25 @@ def _drop_from(block: MetricBlock, run: Run, wanted: Pattern[str] | None, dry_ru
     return Dropped(lost, block.bytes - (len(kept.data) if kept is not None else 0)) if done else None
 
 
-def _bytes_of(directory: blocks.Directory, columns: list[int]) -> int:
-    """About what these columns take: of bytes that several columns share their rows' share, and the axes that nobody else is on."""
+def _bytes_of(directory: blocks.Directory, columns: list[int], directory_bytes: int) -> int:
+    """About what these columns take: their values, their part of the directory, and axes that nobody else is on. Of what several keys
+    share (``sliced``) by their rows."""
     every = directory.columns
-    mine = every[columns]
-    rows: dict[int, int] = {}
-    for at, count in zip(every["at"].tolist(), every["rows"].tolist(), strict=True):
-        rows[at] = rows.get(at, 0) + count
-    each = zip(*(mine[name].tolist() for name in ("bytes", "rows", "at")), strict=True)
-    values = sum(size * count / max(rows[at], 1) for size, count, at in each)
-    others = set(np.delete(every["axis"], columns).tolist())
-    axes = set(mine["axis"].tolist()) - others
-    return int(values) + sum(b - a for axis in axes for a, b in blocks.axis_spans(directory.axes[axis]))
+    mine = np.zeros(len(every), bool)
+    mine[columns] = True
+    _, first, values = np.unique(every["at"], return_index=True, return_inverse=True)
+    found = float(every["bytes"][first] @ _shares(every, values, mine)) + directory_bytes * len(columns) / len(every)
+    axes = directory.axes
+    sizes = axes["records_bytes"].astype("f8") + axes["steps_bytes"] + axes["times_bytes"]
+    shares = _shares(every, every["axis"], mine, len(axes))
+    kept = np.bincount(every["axis"], ~mine & (every["sliced"] == 0), len(axes)) > 0
+    return int(found + float(sizes @ np.where(kept, 0, shares)))
+
+
+def _shares(every: np.ndarray, places: np.ndarray, mine: np.ndarray, count: int = 0) -> np.ndarray:
+    """At each place the part of its rows that is of ``mine``."""
+    rows = every["rows"].astype("f8")
+    return np.bincount(places, rows * mine, count) / np.maximum(np.bincount(places, rows, count), 1)
 
 
 def _without(data: bytes, dropped: set[int], block: MetricBlock) -> blocks.Encoded:

@@ -88,15 +88,27 @@ class Filter:
                 return sorted(found)
         return None
 
-    def on_values(self, kind: str, path: str) -> tuple[Q, Q]:
-        """As two Qs over the RunValue rows of (kind, path): what narrows their own index, and the rest."""
-        near, far = Q(), Q()
+    def near(self, kind: str, path: str) -> Q:
+        """What of it narrows the numbers of (kind, path) in their own index, as a Q over those rows."""
+        found = Q()
         for node in conjuncts(self.tree):
-            if self._is_about(node, kind, path) and node.op in LOOKUPS and (number := _number(node.values[0])) is not None:
-                near &= Q(**{f"number__{LOOKUPS[node.op]}": number})
-            else:
-                far &= self._bound(node, _Binder, "run_id")
-        return near, far
+            if (number := self._bound_of(node, kind, path)) is not None:
+                assert isinstance(node, Compare)
+                found &= Q(**{f"number__{LOOKUPS[node.op]}": number})
+        return found
+
+    def far(self, kind: str, path: str) -> Q:
+        """The rest of it, as a Q over RunValue rows."""
+        found = Q()
+        for node in conjuncts(self.tree):
+            if self._bound_of(node, kind, path) is None:
+                found &= self._bound(node, _Binder, "run_id")
+        return found
+
+    def _bound_of(self, node: Node, kind: str, path: str) -> float | None:
+        if not isinstance(node, Compare) or not self._is_about(node, kind, path) or node.op not in LOOKUPS:
+            return None
+        return _number(node.values[0])
 
     def needs(self, kind: str, path: str) -> bool:
         """Whether only runs fit that have a value of this name."""

@@ -13,9 +13,8 @@ from django.utils import timezone
 from tracker.domain.lifecycle import RunState
 from tracker.models import Attempt, MetricBlock, MetricSegment, Run, Writer
 from tracker.services import lineage
+from tracker.services.compaction import SMALL_BYTES
 
-SMALL_BYTES = 65536
-"""A writer below this keeps its segments for good (compaction.SMALL_BYTES)."""
 SILENT = timedelta(hours=24)
 """A writer that was killed says no end: it counts as finished when its run, which is over, was silent so long."""
 

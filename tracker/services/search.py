@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from django.db.models import Case, F, FilteredRelation, Q, When
@@ -43,8 +43,9 @@ MOST_PROJECTS = 1000
 """Beyond that many projects at once, a sort by a value joins."""
 FEW = 1000
 """If a part of the filter finds fewer runs, they are all looked at."""
-STRIDES = (200, 1000)
-MOST_LOOKS = 5000
+STRIDES = (200, 1000, 4000)
+MOST_LOOKS = 20_000
+"""Runs times comparisons: some microseconds each."""
 _TIMES = {"created_at", "started_at", "finished_at", "heartbeat_at"}
 _SORT = re.compile(r"""\s*([-+]?)\s*("(?:[^"\\]|\\.)*"|[^",][^,]*|)\s*(?:,|$)""")
 NEWEST = (Key("created_at", descending=True), Key("id"))
@@ -105,10 +106,7 @@ def page(rows, *, chosen: Filter, sort: str, limit: int, cursor: str | None, is_
 def _strides(chosen: Filter) -> Iterator[int]:
     """How many runs to look at one by one, in order, before sets are made: a filter that many runs fit has filled a page by then."""
     terms = chosen.tree.terms if chosen.tree is not None else 0
-    if terms * STRIDES[0] <= MOST_LOOKS:
-        yield STRIDES[0]
-    if terms * STRIDES[1] <= MOST_LOOKS:
-        yield STRIDES[1]
+    yield from (stride for stride in STRIDES if terms * stride <= MOST_LOOKS)
 
 
 # -- in the order of columns, or of several names --------------------------------------------------------------------------------------
@@ -193,9 +191,12 @@ def _sections(rows, chosen: Filter, sort: Sort, start, is_narrow: bool) -> Itera
     """Functions that answer up to so many (number, text, id) each, in order."""
     number, text, run = start
     slots = [slot_of(project, sort.kind, sort.path) for project in chosen.projects] or [0]
-    near, far = chosen.on_values(sort.kind, sort.path)
-    if is_narrow:
-        far = filters.member("run_id", rows.values("id")) & far
+    near = chosen.near(sort.kind, sort.path)
+
+    def far() -> Q:
+        asked = chosen.far(sort.kind, sort.path)
+        return filters.member("run_id", rows.values("id")) & asked if is_narrow else asked
+
     own = RunValue.objects.filter(slot=slots[0]) if len(slots) == 1 else RunValue.objects.filter(slot__in=slots)
     if run is None or number is not None:
         numbers = own.filter(near, number__isnull=False)
@@ -211,7 +212,7 @@ def _sections(rows, chosen: Filter, sort: Sort, start, is_narrow: bool) -> Itera
         yield lambda most: ((None, None, id) for id in _without(rows, chosen, slots, sort, after, most))
 
 
-def _walk(rows, chosen: Filter, own, far: Q, sort: Sort, place: tuple, most: int) -> Iterator[tuple]:
+def _walk(rows, chosen: Filter, own, far: Callable[[], Q], sort: Sort, place: tuple, most: int) -> Iterator[tuple]:
     """(value, id) of the index's rows ``own`` that fit, in order, ``most`` of them. First each is looked at, then all that fit ``far``
     are asked for: in strides still, since whether a run is deleted or archived stands with the run."""
     column, value, run = place
@@ -225,7 +226,7 @@ def _walk(rows, chosen: Filter, own, far: Q, sort: Sort, place: tuple, most: int
             part = part.filter(**{f"{column}__{op}e": value}).exclude(Q(**{column: value}) & ~Q(**{f"run_id__{op}": run}))
         each = bool(one_by_one)
         wanted = one_by_one.pop(0) if each else stride
-        part = part if each else part.filter(far)
+        part = part if each else part.filter(far())
         ids = list(part.order_by(f"{sign}{column}", f"{sign}run_id").values_list(column, "run_id")[:wanted])
         shown = rows.filter(id__in=[id for _, id in ids])
         fits = set((shown.filter(chosen.on_runs(one_by_one=True)) if each else shown).values_list("id", flat=True))

@@ -71,8 +71,11 @@ def runs_with(key: str, projects: list[str]) -> list[str]:
     return [run for run, hashes in rows if found in _split(bytes(hashes))]
 
 
-def searched(paths: Iterable[str], projects: list[str]) -> None:
+def searched(paths: Collection[str], projects: list[str]) -> None:
     """Somebody filters or sorts by these metrics: wide runs that have them without a summary are to make one (services/stitched.py)."""
+    buckets = {hash_of(path)[0] for path in paths}
+    if not WideKeys.objects.filter(project__in=projects, bucket__in=buckets).exists():
+        return
     for path in dict.fromkeys(paths):
         having = runs_with(path, projects)
         if not having:

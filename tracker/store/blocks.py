@@ -216,6 +216,8 @@ class Builder:
         order = np.lexsort((columns["axis"], columns["hash"]))
         table = self._pyramid_table(columns["axis"], order)
         columns = columns[order]
+        if not (columns["hash"][1:] == columns["hash"][:-1]).any():
+            axes["end"] = 0  # needed where a key lies on several axes; else a block stays byte for byte what it was before there were ends
         names = bytes(self.names) + bytes(-len(self.names) % 8)
         counts = (len(axes), len(columns), len(names))
         if columns["sliced"].any():

@@ -16,7 +16,7 @@ from tracker.services import runs, search, values
 
 LEAVES = [0, 1, -3, 0.5, 2.5, 1e300, True, False, None, "NaN", "Infinity", "-Infinity", [1, 2], 12, *WORDS]
 PATHS = [("config", "lr"), ("config", "model.kind"), ("config", "a.b"), ("summary", "val/loss"), ("summary", "odd name"), ("summary", "x")]
-WAYS = {"few": (1000, 5000), "one by one": (0, 5000), "sets": (0, 0)}
+WAYS = {"few": (1000, 20_000), "one by one": (0, 20_000), "sets": (0, 0)}
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from tracker.services import compaction, merging
 from tracker.store import reading, reserved, rows
 from tracker.store.blobs import blob_store
 
-BATCHES, ROWS = 4, 20
+BATCHES, ROWS = 2, 20
 STRIDE = 1 if os.environ.get("ENCORE_TORTURE") == "1" else 3
 """A step is before or after something, so that three falls on both."""
 
@@ -78,7 +78,7 @@ def dies_at(step: int, act: Callable[[], object]) -> bool:
 
 
 def append(room, writer: Writer, first: int) -> int:
-    """Four batches, of two key lists by turns; the next record."""
+    """Two batches, of two key lists by turns; the next record."""
     for number in range(BATCHES):
         values = [float(n) for n in range(first, first + ROWS)]
         first = room.simple(writer, first, values, key="loss" if number % 2 else "rate")["next"]
@@ -131,12 +131,12 @@ def test_compaction_killed_at_each_of_its_steps_changes_nothing_that_is_read(roo
 
 @pytest.mark.django_db(transaction=True)
 def test_merging_killed_at_each_of_its_steps_changes_nothing_that_is_read(room):
-    """Three small blocks become one, the process killed at any step of it: read the same in between and after, with and without the
+    """Two small blocks become one, the process killed at any step of it: read the same in between and after, with and without the
     replaced objects, and in the end each object has its row."""
     step, is_killed = 0, True
     while is_killed:
         writer, end = room.writer(), 0
-        for _ in range(3):
+        for _ in range(2):
             end = append(room, writer, end)
             compaction.compact_run(writer.run_id, force=True)
         is_killed = dies_at(step, lambda writer=writer: merging.finish_writer(writer.run_id, writer.id))

@@ -62,7 +62,7 @@ def body_of(writer, first: int, records: list) -> bytes:
 
 SMALL = ((blocks, "ROWS", 8), (blocks, "SHORT", 3), (blocks, "PACK_COLUMNS", 4), (pooling, "MANY", 2), (pooling, "OWN_ROWS", 5),
          (pooling, "SHARED_ROWS", 6), (joining, "POOL_POINTS", 9), (merging, "FAN", 2))  # fmt: skip
-EXAMPLES = 1500 if os.environ.get("ENCORE_TORTURE") == "1" else 30
+EXAMPLES = 1500 if os.environ.get("ENCORE_TORTURE") == "1" else 20
 ACTS = st.sampled_from(["nothing", "nothing", "compact", "compact", "merge", "finish"])
 
 
@@ -73,7 +73,7 @@ ACTS = st.sampled_from(["nothing", "nothing", "compact", "compact", "merge", "fi
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(st.data())
-@pytest.mark.timeout(3600 if EXAMPLES > 30 else 300)
+@pytest.mark.timeout(3600 if EXAMPLES > 20 else 300)
 @pytest.mark.django_db
 def test_what_is_read_is_what_was_sent(room, monkeypatch, data):
     """Whatever the frames, writers, steps and the moments of compaction and merging, with real bounds and with tiny ones."""

@@ -246,3 +246,12 @@ def test_a_damaged_pyramid_says_so(at, flip):
 
 GOLDEN_DATA = golden_block().data
 GOLDEN_ENTRIES = entries_of(GOLDEN_DATA)
+
+
+def test_a_packed_directory_has_its_pyramids_too(monkeypatch):
+    """Blocks of many columns, whose directory is stored compressed, tell the same entries."""
+    monkeypatch.setattr(blocks, "PACK_COLUMNS", 1)
+    packed = golden_block().data
+    assert blocks.HEAD.unpack_from(packed)[-1] == blocks.HAS_PYRAMID | blocks.PACKED
+    assert entries_of(packed) == GOLDEN_ENTRIES
+    assert [key for key, _, _ in blocks.decode(packed)[1]] == [key for key, _, _ in blocks.decode(GOLDEN_DATA)[1]]

@@ -13,6 +13,7 @@ import pytest
 from django.utils import timezone
 
 from tests.tracker.helpers import api_of
+from tests.tracker.store import wire_writer as wire
 from tests.tracker.store.export_room import post
 from tracker import commands
 from tracker.domain.errors import EncoreError, Invalid
@@ -130,6 +131,39 @@ def test_small_runs_in_the_database_lose_their_points_too(room):
     assert (told(run, "loss"), told(run, "system/cpu")) == (kept, [])
 
 
+def test_points_go_out_of_columns_that_many_keys_share(room):
+    """Hundreds of keys logged one by one lie in shared columns; half of them go, the others stay to the bit, whatever their type."""
+    run = old_run(room)
+    writer = room.writer(run)
+    rows = [(n, f"{'ab'[n % 2]}/{n % 400}", "dq"[n % 3 == 0], n // 7, 10**15 + n, n if n % 3 == 0 else n / 7) for n in range(3000)]
+    room.post(writer, wire.batch(run.id, writer.id, 0, 2999, [wire.sparse(0, rows)]))
+    compaction.compact_run(run.id, force=True)
+    summaries.summarise_run(run.id)
+    keys = sorted({key for _, key, *_ in rows})
+    kept = told(run, *(key for key in keys if key[0] == "b"))
+    rule(room, action="points", keys=["a/*"])
+    would, done = retention.apply(dry_run=True)[0], retention.apply()[0]
+    assert would.points == done.points == 1500
+    assert 0.3 * done.bytes < would.bytes < 3 * done.bytes
+    assert told(run, *keys) == kept
+
+
+def test_a_run_at_which_a_rule_fails_does_not_hold_up_the_others(room):
+    """A damaged block: said, counted, and tried again at the next pass."""
+    bad, good = filled(room, old_run(room, days=50)), filled(room)
+    block = MetricBlock.objects.filter(run=bad).first()
+    raw = blob_store().read(block.object_key)
+    blob_store().put(block.object_key, raw[:100])
+    rule(room, action="points", keys=["system/*"])
+    found = retention.apply()[0]
+    assert (found.runs, found.failed) == (1, 1)
+    assert told(good, "system/cpu") == []
+    blob_store().put(block.object_key, raw)
+    assert (again := retention.apply()[0]).runs == 1
+    assert again.failed == 0
+    assert told(bad, "system/cpu") == []
+
+
 def test_a_block_that_is_replaced_meanwhile_is_looked_for_anew(room, monkeypatch):
     """A merge between reading a block and writing it anew: nothing is lost, doubled or left half done."""
     run = filled(room)
@@ -216,12 +250,14 @@ def test_cold_blocks_read_as_before(room, tmp_path):
     run = filled(room)
     there = told(run, *KEYS)
     rule(room, action="cold")
-    would, size = retention.apply(dry_run=True)[0], sum(MetricBlock.objects.values_list("bytes", flat=True))
-    assert would.bytes == size
+    would = retention.apply(dry_run=True)[0]
+    assert would.bytes == sum(MetricBlock.objects.values_list("bytes", flat=True))
     done = retention.apply()[0]
-    assert (done.runs, done.bytes, done.points) == (1, size, 200 * 3 * 2)
+    size = sum(MetricBlock.objects.values_list("bytes", flat=True))  # of what they were merged to, for good
+    assert (done.runs, done.bytes, done.points, MetricBlock.objects.count()) == (1, size, 200 * 3 * 2, 1)
+    on_disk = stored()
     after_the_hour()
-    assert freeing.empty_trash().object_bytes == size
+    assert freeing.empty_trash().object_bytes == on_disk - stored() > would.bytes
     reading.forget()
     assert told(run, *KEYS) == there
     assert list(blob_store().list("blocks")) == []
@@ -230,9 +266,7 @@ def test_cold_blocks_read_as_before(room, tmp_path):
     assert cold.sweep_orphans() == 0  # too young
     assert cold.sweep_orphans(timedelta(seconds=-5)) == 1
     assert dropping.points(run, ["system/*"]).points > 0
-    assert all(
-        key.startswith("cold/blocks/") for key in MetricBlock.objects.exclude(writer__rank=1).values_list("object_key", flat=True)[:2]
-    )
+    assert MetricBlock.objects.filter(object_key__startswith="cold/blocks/").count() == 1  # it stays where it lay
     assert told(run, "loss") == [each for each in there if each[0] == "loss"]
 
 
@@ -295,8 +329,10 @@ def test_a_cold_rule_needs_a_cold_store(room, settings):
         rule(room, action="cold")
 
 
-def test_the_command_line_sets_tries_and_applies_rules(room, capsys):
+def test_the_command_line_sets_tries_and_applies_rules(room, capsys, monkeypatch):
     """encore retention, encore gc: in words and as JSON."""
+    # Django runs already; started once more, its log would go to this test's captured output for good.
+    monkeypatch.setattr(commands, "_start_django", lambda home: None)
     run = filled(room)
     parser = argparse.ArgumentParser("encore")
     commands.register(parser.add_subparsers())
