@@ -13,6 +13,7 @@ from django.db import connection
 from tracker.domain import ids, lineage, storable
 from tracker.domain.lineage import Fork
 from tracker.models import Attempt, Event, Reproduction, Run, StaleSummary, Writer
+from tracker.store import wire
 
 MOST_TOLD = 200
 
@@ -34,6 +35,7 @@ def opened(run: Run, writer: Writer, said: Mapping[str, Any]) -> None:
     if changed:
         run.is_stitched = True
         run.save(update_fields=["fork_run", "fork_step", "is_stitched"])
+    if changed or run.fork_run:  # a fork's start that is earlier than those known: it inherits from fewer of its parent's attempts
         mark_stale([run.id])
     mark_stale(below(run.id))  # what this run has changes what its forks inherit
     _missing(run, writer, said.get("resume"))
@@ -201,6 +203,39 @@ def mark_stale(run_ids: Iterable[str], keys: Sequence[str] = ("",)) -> None:
             f"ON CONFLICT (run_id, key) DO UPDATE SET marks = {table}.marks + 1",
             marked,
         )
+
+
+class Change:
+    """What newly counted records of a run change for its forks. A parent that goes on beyond the step of a fork changes nothing there."""
+
+    def __init__(self) -> None:
+        self._lowest: int | None = None
+        self._tops: dict[int, int] = {}
+
+    def logged(self, batches: Iterable[wire.Batch]) -> None:
+        """Points of any key: also of those that have no summary here, since a fork may have one."""
+        for batch in batches:
+            if batch.lo_step is None or (self._lowest is not None and batch.lo_step >= self._lowest):
+                continue
+            for frame in batch.frames:
+                if frame.points and not all(map(lineage.is_measured, frame.keys)):
+                    lowest = int(frame.steps.min())
+                    self._lowest = lowest if self._lowest is None else min(lowest, self._lowest)
+
+    def came_to(self, attempt: int, step: int | None) -> None:
+        """A writer of this attempt (its id) moved, and the highest step that it has come to."""
+        if step is not None:
+            self._tops[attempt] = max(step, self._tops.get(attempt, step))
+
+    def heirs(self, run_id: str) -> list[str]:
+        """The runs whose summaries are to be made again, through other forks too."""
+        forks = Run.objects.filter(fork_run=run_id)
+        if self._lowest is not None and forks.filter(fork_step__gte=self._lowest).exists():
+            return below(run_id)
+        # Whether an attempt reaches a fork's step decides over those after it (domain/lineage.py: _begun), and over nothing where none is.
+        latest = Attempt.objects.filter(run_id=run_id).order_by("-number").values_list("id", flat=True).first()
+        top = max((step for attempt, step in self._tops.items() if attempt != latest), default=None)
+        return below(run_id) if top is not None and forks.filter(fork_step__lte=top).exists() else []
 
 
 def deleted(run: Run) -> None:

@@ -13,18 +13,23 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
 import numpy as np
+import structlog
 
+from tracker.domain.errors import EncoreError
 from tracker.domain.lineage import is_measured
 from tracker.models import MetricSummary, Run, RunValue, StaleSummary
 from tracker.services import lineage, summaries, wide_keys
 from tracker.store import reading, rows
 from tracker.store.reading import Column
 
+log = structlog.get_logger()
+
 POINTS_AT_ONCE = 4_000_000
 KEYS_AT_ONCE = 200
 SHARE = 0.05
 """Of the worker's time that one run may take."""
 LONGEST_REST_SECONDS = 600
+REST_AFTER_FAILURE_SECONDS = 60
 _rest_until: dict[str, float] = {}
 
 
@@ -39,10 +44,15 @@ def recompute_due(seconds: float = 10) -> int:
             break
         if _rest_until.get(run_id, 0) > began:
             continue
-        recompute(run_id)
-        done += 1
+        least = 0.0
+        try:
+            recompute(run_id)
+            done += 1
+        except EncoreError:  # a damaged block, or the store is away: the run stays marked, and the others do not wait for it
+            log.exception("the summaries of a stitched run cannot be made, it will be tried again", run=run_id)
+            least = REST_AFTER_FAILURE_SECONDS
         now = time.monotonic()
-        _rest_until[run_id] = now + min((now - began) * (1 / SHARE - 1), LONGEST_REST_SECONDS)
+        _rest_until[run_id] = now + max(least, min((now - began) * (1 / SHARE - 1), LONGEST_REST_SECONDS))
     if len(_rest_until) > 10_000:
         _rest_until.clear()
     return done
@@ -59,7 +69,7 @@ def recompute(run_id: str) -> None:
         return
     forks = lineage.forks_for_summaries(run)
     every = "" in marks
-    keys = _all_keys(run_id, forks) | set(marks) if every else set(marks)
+    keys = _all_keys(run, forks) | set(marks) if every else set(marks)
     for portion in _portions(run_id, sorted(key for key in keys if key and not is_measured(key))):
         columns = reading.history([run_id], portion, forks=forks)
         seen = {"": marks[""]} if every else {key: marks[key] for key in portion}
@@ -69,9 +79,21 @@ def recompute(run_id: str) -> None:
         _settle(run_id, marks)
 
 
-def _all_keys(run_id: str, forks) -> set[str]:
-    runs = [run_id, *(fork.run for fork in forks.get(run_id, ()))]
-    return set(MetricSummary.objects.filter(run_id__in=runs).values_list("key", flat=True).distinct())
+def _all_keys(run: Run, forks) -> set[str]:
+    ancestors = [fork.run for fork in forks.get(run.id, ())]
+    keys = set(MetricSummary.objects.filter(run_id__in=[run.id, *ancestors]).values_list("key", flat=True).distinct())
+    # A stitched ancestor has no row of what it has gone back behind since, or of what waits to be made: it may count here all the same.
+    chosen = wide_keys.chooser(run.id, run.project_id, most=summaries.MOST_KEYS)
+    for ancestor in Run.objects.filter(id__in=ancestors, is_stitched=True).order_by("id").values_list("id", flat=True):
+        try:
+            more = reading.keys_of(ancestor)
+        except reading.DamagedBlock as problem:  # perhaps beyond what is inherited; if not, the read of the points says so
+            log.warning("the metrics of an ancestor are not all known", run=run.id, ancestor=ancestor, problem=str(problem))
+            continue
+        for key in more:
+            if key not in keys and not is_measured(key) and chosen(key, keys):
+                keys.add(key)
+    return keys
 
 
 def _portions(run_id: str, keys: list[str]) -> Iterator[list[str]]:

@@ -65,13 +65,15 @@ def _summarise_some(run_id: str) -> bool:
     )
     news: dict[int, dict[str, _News]] = defaultdict(dict)
     moved: list[tuple[int, str, int]] = []
+    change = lineage.Change()
     more, budget = False, POINTS_AT_ONCE
     with rows.snapshot() as cursor:
         cursor.execute(
-            'SELECT id, rank, summarised, "next" FROM tracker_writer WHERE run_id = %s AND summarised < "next" ORDER BY started_us, id',
+            'SELECT id, rank, summarised, "next", attempt_id, last_step FROM tracker_writer '
+            'WHERE run_id = %s AND summarised < "next" ORDER BY started_us, id',
             [run_id],
         )
-        for writer_id, rank, summarised, following in cursor.fetchall():
+        for writer_id, rank, summarised, following, attempt_id, last_step in cursor.fetchall():
             # Only below ``following``: in a caller's transaction on PostgreSQL more may have been committed since it was read.
             heads = [head for head in metric_store().segment_heads(cursor, run_id, writer_id, summarised) if head.first < following]
             taken = []
@@ -88,6 +90,8 @@ def _summarise_some(run_id: str) -> bool:
                 except DamagedSegment:  # compaction tells of it; the other writers go on
                     continue
                 _count(batches, news[rank], known)
+                change.logged(batches)
+            change.came_to(attempt_id, last_step)
             moved.append((upto, writer_id, summarised))
             if budget <= 0:
                 more |= True
@@ -105,7 +109,7 @@ def _summarise_some(run_id: str) -> bool:
                 if cursor.rowcount != 1:
                     raise _Overtaken
             if run.has_forks:
-                lineage.mark_stale(_inheriting(run_id, news))
+                lineage.mark_stale(change.heirs(run_id))
             if run.is_stitched:
                 news = _addable(run_id, news, [writer for _, writer, _ in moved])
             elif len(known.keys) >= MOST_KEYS:
@@ -148,14 +152,6 @@ def _beyond_what_was_made(run_id: str, news: dict[int, dict[str, _News]]) -> dic
 
 def _with_forks(runs):
     return runs.annotate(has_forks=Exists(Run.objects.filter(fork_run=OuterRef("id"))))
-
-
-def _inheriting(run_id: str, news: dict[int, dict[str, _News]]) -> list[str]:
-    """The forks that this changes: a parent that has gone on beyond the step of a fork changes nothing there."""
-    lowest = min((found.lo_step for by_key in news.values() for key, found in by_key.items() if not is_measured(key)), default=None)
-    if lowest is None or not Run.objects.filter(fork_run=run_id, fork_step__gte=lowest).exists():
-        return []
-    return lineage.below(run_id)
 
 
 def _addable(run_id: str, news: dict[int, dict[str, _News]], writers: list[str]) -> dict[int, dict[str, _News]]:

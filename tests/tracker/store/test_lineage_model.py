@@ -26,6 +26,7 @@ class Attempt:
     started_us: int
     rewound_to: int | None
     points: list[tuple[int, float]]
+    key: str = "loss"
     id: str = field(default_factory=new_id)
 
 
@@ -34,14 +35,16 @@ class History:
     attempts: list[Attempt]
     fork: tuple[int, int] | None = None
     """Which history it goes on (an earlier one in the list) and up to which step."""
+    is_said_again: bool = False
+    """Whether each start says so, as a script does that is simply started again, and not the first alone."""
     id: str = field(default_factory=new_id)
 
 
 # -- the model: a run is a dict from steps to what was logged last; going back drops steps, a fork is a copy -----------------------------
 
 
-def play(histories: list[History], run: History, count: int | None = None) -> tuple[dict, dict]:
-    """({step: (value, attempt, time)}, {attempt: what it left behind}) after the run's first ``count`` attempts."""
+def play(histories: list[History], run: History, count: int | None = None, key: str = "loss") -> tuple[dict, dict]:
+    """({step: (value, attempt, time)}, {attempt: what it left behind}) of this key after the run's first ``count`` attempts."""
     state: dict[int, tuple[float, int, int]] = {}
     left: dict[int, dict] = {}
     if run.fork is not None:
@@ -49,12 +52,12 @@ def play(histories: list[History], run: History, count: int | None = None) -> tu
         begun = sum(each.started_us <= run.attempts[0].started_us for each in parent.attempts)
         while begun < len(parent.attempts) and not any(s >= step for each in parent.attempts[:begun] for s, _ in each.points):
             begun += 1
-        state = {s: (v, 0, at) for s, (v, _, at) in play(histories, parent, begun)[0].items() if s <= step}
+        state = {s: (v, 0, at) for s, (v, _, at) in play(histories, parent, begun, key)[0].items() if s <= step}
     for number, attempt in enumerate(run.attempts[:count], 1):
         if attempt.rewound_to is not None:
             left[number] = {s: found for s, found in state.items() if s > attempt.rewound_to}
             state = {s: found for s, found in state.items() if s <= attempt.rewound_to}
-        for n, (step, value) in enumerate(attempt.points):
+        for n, (step, value) in enumerate(attempt.points if attempt.key == key else ()):
             state[step] = (value, number, attempt.started_us + n)
     return state, left
 
@@ -63,6 +66,7 @@ def play(histories: list[History], run: History, count: int | None = None) -> tu
 
 STEPS = st.integers(0, 12)
 VALUES = st.sampled_from([0.0, 1.0, -2.5, 7.25, 1e9, math.inf, math.nan])
+KEYS = ["loss", "other"]
 POINTS = st.lists(st.tuples(STEPS, VALUES), max_size=8)
 
 
@@ -72,14 +76,19 @@ def histories_drawn(draw) -> list[History]:
     for at in range(draw(st.integers(1, 3))):
         count = draw(st.integers(1, 3))
         starts = sorted(draw(st.lists(st.integers(0, 50), min_size=count, max_size=count, unique=True)))
-        attempts = [Attempt(BASE + start * 1_000_000, draw(st.none() | st.integers(-1, 11)), draw(POINTS)) for start in starts]
+        attempts = [
+            Attempt(BASE + start * 1_000_000, draw(st.none() | st.integers(-1, 11)), draw(POINTS), draw(st.sampled_from(KEYS)))
+            for start in starts
+        ]
         fork = draw(st.none() | st.tuples(st.integers(0, at - 1), st.integers(0, 12))) if at else None
-        found.append(History(attempts, fork))
+        found.append(History(attempts, fork, is_said_again=draw(st.booleans())))
     return found
 
 
 def opened(room, histories: list[History], run: History, attempt: Attempt) -> None:
-    fork = {"run": histories[run.fork[0]].id, "step": run.fork[1]} if run.fork and attempt is run.attempts[0] else None
+    fork = (
+        {"run": histories[run.fork[0]].id, "step": run.fork[1]} if run.fork and (run.is_said_again or attempt is run.attempts[0]) else None
+    )
     told = {"id": run.id, "project": room.project.slug, "fork_from": fork, "rewind_to": attempt.rewound_to, "resume": "allow"}
     doc = writer_json(run=told, started_us=attempt.started_us, anchor_wall_us=attempt.started_us, writer=attempt.id)
     writers.open_writer(user=room.user, token=None, doc=doc)
@@ -87,7 +96,7 @@ def opened(room, histories: list[History], run: History, attempt: Attempt) -> No
 
 def sent(room, run: History, attempt: Attempt, first: int, last: int) -> None:
     rows = [(n, step, attempt.started_us + n, [value]) for n, (step, value) in enumerate(attempt.points)][first:last]
-    frames = [wire.dense(first, ["loss"], "d", rows)]
+    frames = [wire.dense(first, [attempt.key], "d", rows)]
     from tracker.models import Writer
 
     room.post(Writer.objects.get(id=attempt.id), wire.batch(run.id, attempt.id, first, last - 1, frames))
@@ -113,7 +122,8 @@ def test_stitched_series_histories_and_summaries_equal_the_model(room, data):
         try:
             happened(room, data, histories)
             for run in histories:
-                agree(room, histories, run)
+                for key in KEYS:
+                    agree(room, histories, run, key)
         finally:
             transaction.set_rollback(True)
 
@@ -150,30 +160,32 @@ def same(a: float, b: float) -> bool:
     return a == b or (math.isnan(a) and math.isnan(b))
 
 
-def agree(room, histories: list[History], run: History) -> None:
-    state, left = play(histories, run)
+def agree(room, histories: list[History], run: History, key: str) -> None:
+    state, left = play(histories, run, key=key)
     row = Run.objects.get(id=run.id)
     expected = [(step, state[step][0]) for step in sorted(state)]
 
-    entries = series.answer(user=room.user, query={"runs": [run.id], "keys": ["loss"], "branch": "all"}, as_json=True)["series"]
+    entries = series.answer(user=room.user, query={"runs": [run.id], "keys": [key], "branch": "all"}, as_json=True)["series"]
     drawn = {entry.get("branch"): list(zip(entry["x"], map(float, entry["y"]), strict=True)) for entry in entries}
     assert str(drawn.pop(None, [])) == str([(float(s), v) for s, v in expected])
     assert str(drawn) == str({b: [(float(s), lost[s][0]) for s in sorted(lost)] for b, lost in sorted(left.items()) if lost})
 
-    told = metrics.history(row, "loss", 0, user=room.user)["points"]
+    told = metrics.history(row, key, 0, user=room.user)["points"]
     assert [(step, time) for step, time, _ in told] == [(step, state[step][2]) for step in sorted(state)]
     assert all(same(float(value), state[step][0]) for step, _, value in told)
     for number, attempt in enumerate(run.attempts, 1):
-        own = metrics.history(row, "loss", 0, user=room.user, branch=number)["points"]
-        assert str([(step, float(value)) for step, _, value in own]) == str(sorted(dict(attempt.points).items()))
+        own = metrics.history(row, key, 0, user=room.user, branch=number)["points"]
+        assert str([(step, float(value)) for step, _, value in own]) == str(
+            sorted(dict(attempt.points).items()) if attempt.key == key else []
+        )
 
     if not row.is_stitched:
         return
-    found = MetricSummary.objects.filter(run=row, key="loss").first()
+    found = MetricSummary.objects.filter(run=row, key=key).first()
     values = [value for value, _, _ in state.values()]
     if not values:
         assert found is None
-        assert not RunValue.objects.filter(run=row, kind="summary").exists()
+        assert not RunValue.objects.filter(run=row, kind="summary", path=key).exists()
         return
     numbers = [value for value in values if not math.isnan(value)]
     assert (found.count, found.nan_count) == (len(values), len(values) - len(numbers))
@@ -182,10 +194,10 @@ def agree(room, histories: list[History], run: History) -> None:
     assert found.first_nan_step == min((s for s in state if math.isnan(state[s][0])), default=None)
     last_step, (last, _, moment) = max(state.items(), key=lambda item: (item[1][1], item[1][2]))
     assert (found.last_step, found.last_time) == (last_step, moment)
-    assert metrics.last_of_runs([run.id], ["loss"])[run.id]["loss"] == (
+    assert metrics.last_of_runs([run.id], [key])[run.id][key] == (
         last if math.isfinite(last) else "NaN" if math.isnan(last) else "Infinity"
     )
-    value = RunValue.objects.get(run=row, kind="summary", path="loss")
+    value = RunValue.objects.get(run=row, kind="summary", path=key)
     assert (value.number, value.text) == ((last, None) if not math.isnan(last) else (None, "NaN")) or math.isinf(last)
 
 

@@ -8,8 +8,9 @@ import time
 import pytest
 
 from tests.tracker.store.test_ingest import in_threads
-from tracker.models import Attempt, MetricSummary, Run, StaleSummary
-from tracker.services import lineage, stitched, summaries
+from tracker.models import Attempt, MetricBlock, MetricSummary, Run, StaleSummary
+from tracker.services import compaction, lineage, stitched, summaries
+from tracker.store.blobs import blob_store
 
 
 def rewound(room, rewound_to: int = 4, steps: int = 10):
@@ -74,6 +75,20 @@ def test_a_costly_run_rests_and_others_do_not_wait_for_it(room, monkeypatch):
     assert stitched.recompute_due() == 1
     assert MetricSummary.objects.get(run=run).count == 5
     assert not StaleSummary.objects.filter(run=other).exists()
+    stitched._rest_until.clear()
+
+
+def test_a_run_that_cannot_be_read_holds_up_no_other(room):
+    """Where a block's object is missing, that run stays marked and is tried again later; the summaries of the others are made."""
+    stitched._rest_until.clear()
+    lost, other = sorted((rewound(room) for _ in range(2)), key=lambda made: made[0].id)
+    summaries.summarise_due()
+    compaction.compact_run(lost[0].id, force=True)
+    blob_store().delete(MetricBlock.objects.get(run=lost[0]).object_key)
+    assert stitched.recompute_due() == 1
+    assert MetricSummary.objects.get(run=other[0]).count == 5
+    assert set(StaleSummary.objects.values_list("run_id", flat=True)) == {lost[0].id}
+    assert stitched._rest_until[lost[0].id] > time.monotonic()
     stitched._rest_until.clear()
 
 
