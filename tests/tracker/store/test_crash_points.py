@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
+import traceback
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -70,7 +72,10 @@ def dies_at(step: int, act: Callable[[], object]) -> bool:
             Steps(step).install()
             act()
             code = 0
+        except BaseException:
+            traceback.print_exc()  # pytest shows what was written; the child itself cannot tell it
         finally:
+            sys.stderr.flush()
             os._exit(code)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     assert code in (0, -signal.SIGKILL)
