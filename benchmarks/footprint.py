@@ -81,7 +81,7 @@ def survivors(tree: bool) -> int:
     from sdk._reader import Reader
     from sdk._records import RECORD_BYTES
 
-    with tempfile.TemporaryDirectory(prefix="encore-footprint-") as folder:
+    with tempfile.TemporaryDirectory(prefix="encore-footprint-", ignore_cleanup_errors=True) as folder:
         environment = {**os.environ, "ENCORE_MODE": "offline", "ENCORE_HOME": folder, "ENCORE_CONSOLE": "off", "PYTHONPATH": str(ROOT)}
         environment.pop("ENCORE_JOURNAL", None)
         program = subprocess.Popen(
@@ -108,7 +108,7 @@ def installed() -> float:
     sys.path.insert(0, str(ROOT / "make"))
     import install as installer
 
-    with tempfile.TemporaryDirectory(prefix="encore-footprint-") as folder:
+    with tempfile.TemporaryDirectory(prefix="encore-footprint-", ignore_cleanup_errors=True) as folder:
         environment = {**installer.uv_environment(), "UV_COMPILE_BYTECODE": "0"}
         command = [ROOT / ".venv" / "bin" / "uv", "pip", "install", "--quiet", "--python", sys.executable, "--target", folder, ROOT]
         subprocess.run([str(part) for part in command], env=environment, check=True)

@@ -24,8 +24,9 @@ from tracker.store.blobs import MissingObject, blob_store
 from tracker.store.metrics import metric_store
 
 FAN = 8
-FULL_ROWS, FULL_POINTS = blocks.ROWS // 2, 1_000_000
-"""A block with so many rows on an axis and so many points is worth no merging."""
+FULL_ROWS, FULL_POINTS, KEY_POINTS = blocks.ROWS // 2, 1_000_000, 2 * blocks.ROWS
+"""A block with so many rows on an axis, and so many points or so many of each key, is worth no merging. All points of a key are in memory
+at once where blocks are joined, about 160 bytes each: a block of one key is full long before it has FULL_POINTS."""
 MERGED_POINTS, MERGED_BYTES = 8_000_000, 32 * 2**20
 """Of what is merged at once. Both bound the memory (about three times the bytes) and what a step up may write again."""
 FINAL, FULL, DAMAGED = 100, 200, 201
@@ -41,7 +42,8 @@ class _Overtaken(Exception):
 
 
 def is_full(block: blocks.Encoded) -> bool:
-    return (block.rows >= FULL_ROWS and block.points >= FULL_POINTS) or block.points >= MERGED_POINTS or len(block.data) >= MERGED_BYTES
+    is_long = block.rows >= FULL_ROWS and block.points >= min(FULL_POINTS, KEY_POINTS * block.keys)
+    return is_long or block.points >= MERGED_POINTS or len(block.data) >= MERGED_BYTES
 
 
 def merge_writer(run_id: str, writer_id: str, *, until: float = float("inf")) -> int:

@@ -93,6 +93,7 @@ class Encoded:
     hi_step: int
     rows: int = 0
     """Of its longest axis."""
+    keys: int = 1
 
 
 # -- writing ------------------------------------------------------------------------------------------------------------------------
@@ -243,7 +244,8 @@ class Builder:
         head = HEAD.pack(*head, _crc(start, directory, self.flags), self.flags)
         points = int(columns["rows"].astype(np.int64).sum())
         data = b"".join([head, directory, *self.data])
-        return Encoded(data, len(directory), points, lo, hi, int(axes["rows"].max()) if len(axes) else 0)
+        rows = int(axes["rows"].max()) if len(axes) else 0
+        return Encoded(data, len(directory), points, lo, hi, rows, len(np.unique(columns["hash"])))
 
     def _pyramid_table(self, axis_of: np.ndarray, order: np.ndarray) -> np.ndarray:
         """Stores the pyramids behind all columns, those of one axis side by side, so that a chart of many keys reads them in one go."""
