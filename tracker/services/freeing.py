@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -13,7 +12,6 @@ from django.utils import timezone
 
 from tracker.models import MetricBlock, MetricSegment, MetricTrash, Run, Writer
 from tracker.services import cold, compaction, dropping, runs
-from tracker.store.blobs import MissingObject, blob_store
 
 OBJECTS_AT_ONCE = 10_000
 RUNS_AT_ONCE = 100
@@ -76,36 +74,11 @@ def empty_trash() -> Freed:
 
 def sweep_objects() -> tuple[int, int]:
     """Delete the objects whose time in the trash is over: (how many, the bytes that they took)."""
-    objects = _due_objects()
-    compaction.sweep_trash()
-    left = set()
-    keys = list(objects)
-    for start in range(0, len(keys), 500):
-        left |= set(MetricTrash.objects.filter(object_key__in=keys[start : start + 500]).values_list("object_key", flat=True))
-    gone = [size for key, size in objects.items() if key not in left]
-    if gone:
-        log.info("freed objects", objects=len(gone), bytes=sum(gone))
-    return len(gone), sum(gone)
-
-
-def _due_objects() -> dict[str, int]:
-    """The objects that the sweep will delete now, with the bytes that they really take."""
-    rows = MetricTrash.objects.filter(delete_after__lte=timezone.now()).order_by("delete_after")
-    keys = list(rows.values_list("object_key", flat=True)[:OBJECTS_AT_ONCE])
-    used = set()
-    for start in range(0, len(keys), 500):
-        used |= set(MetricBlock.objects.filter(object_key__in=keys[start : start + 500]).values_list("object_key", flat=True))
-    store = blob_store()
-
-    def size(key: str) -> int | None:
-        try:
-            return store.size(key)
-        except MissingObject:
-            return None
-
-    keys = [key for key in keys if key not in used]
-    with ThreadPoolExecutor(8, thread_name_prefix="sizes") as pool:  # each is a request where the store is S3
-        return {key: found for key, found in zip(keys, pool.map(size, keys), strict=True) if found is not None}
+    sizes: dict[str, int] = {}
+    compaction.sweep_trash(sizes=sizes)
+    if sizes:
+        log.info("freed objects", objects=len(sizes), bytes=sum(sizes.values()))
+    return len(sizes), sum(sizes.values())
 
 
 @dataclass

@@ -66,7 +66,7 @@ def _entry(query: Query, run: str, key: str, rank: int, together: bool, found: p
     arrays = series_shape.arrays_of(found) | odd.marks(*found.odd, found.x)
     return {
         **told, "n": found.n, "nan": found.nan, "inf": found.inf, "drawn": len(found.x), "exact": False,
-        **series_shape._chosen(query, arrays, ("x",)),
+        **series_shape.chosen(query, arrays, ("x",)),
     }  # fmt: skip
 
 

@@ -60,14 +60,14 @@ def entry(query: Query, line: Line, room: Room, lowest: int | None) -> dict[str,
         found = {"x": x, "y": y, **({"steps": steps} if len(steps) else {}), **more}
         if marks is not None:
             found |= odd.marks(*marks, x)
-        return {**told, "drawn": len(x), "exact": bool(len(steps)), **_chosen(query, found, ("x", "y"))}
+        return {**told, "drawn": len(x), "exact": bool(len(steps)), **chosen(query, found, ("x", "y"))}
     lo = float(x[0]) if query.lo is None else max(query.lo, float(x[0]))
     hi = float(x[-1]) if query.hi is None else min(query.hi, float(x[-1]))
     starts = thinning.cells(x, lo, hi, room.buckets)
     thin = thinning.thin(x, y, lo, hi, room.buckets, starts)
     found = {**arrays_of(thin), **_beside(more, starts, thin.count)}
     found |= odd.marks(*(odd.found(x, y) if marks is None else marks), thin.x)
-    return {**told, "drawn": len(thin.x), "exact": False, **_chosen(query, found, ("x",))}
+    return {**told, "drawn": len(thin.x), "exact": False, **chosen(query, found, ("x",))}
 
 
 def arrays_of(found: Buckets) -> dict[str, np.ndarray]:
@@ -125,7 +125,7 @@ def _stored(query: Query, line: Line, lowest: int) -> int:
     return total
 
 
-def _chosen(query: Query, found: dict[str, np.ndarray], always: tuple[str, ...]) -> dict[str, np.ndarray]:
+def chosen(query: Query, found: dict[str, np.ndarray], always: tuple[str, ...]) -> dict[str, np.ndarray]:
     """The arrays that were asked for, as wide as asked."""
     if query.arrays is not None:
         found = {name: array for name, array in found.items() if name in always or name.partition("_")[0] in query.arrays}

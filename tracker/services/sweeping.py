@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from django.utils import timezone
 
 from tracker.models import MetricBlock, MetricTrash
 from tracker.store import reserved
-from tracker.store.blobs import blob_store
+from tracker.store.blobs import MissingObject, blob_store
 from tracker.store.metrics import metric_store
 
 TRASH = timedelta(hours=1)
@@ -36,32 +37,32 @@ def discard_blocks(run_id: str) -> tuple[int, int]:
     return len(keys), freed
 
 
-def sweep_trash(seconds: float = 60) -> int:
-    """Delete the objects whose time in the trash is over, for at most ``seconds``; how many.
+def sweep_trash(seconds: float = 60, sizes: dict[str, int] | None = None) -> int:
+    """Delete the objects whose time in the trash is over, for at most ``seconds``; how many. ``sizes`` gets the bytes that each took.
 
     They are doomed first, in a commit of its own (store/reserved.py), and a row goes after its object: a crash repeats, not forgets.
     """
     until = time.monotonic() + seconds
     # What a crash or a failing store left, by chance so that nothing waits for good behind what cannot be deleted.
-    swept = _delete_doomed(MetricTrash.objects.filter(delete_after=reserved.DOOMED).order_by("?")[:AT_ONCE])
+    swept = _delete_doomed(MetricTrash.objects.filter(delete_after=reserved.DOOMED).order_by("?")[:AT_ONCE], sizes)
     while time.monotonic() < until:
         due = MetricTrash.objects.filter(delete_after__gt=reserved.DOOMED, delete_after__lte=timezone.now()).order_by("delete_after")
         ids = list(due.values_list("id", flat=True)[:AT_ONCE])
         if not ids:
             break
         MetricTrash.objects.filter(id__in=ids).update(delete_after=reserved.DOOMED)
-        gone = _delete_doomed(MetricTrash.objects.filter(id__in=ids, delete_after=reserved.DOOMED))
+        gone = _delete_doomed(MetricTrash.objects.filter(id__in=ids, delete_after=reserved.DOOMED), sizes)
         swept += gone
         if not gone:
             break  # the store is away
     return swept
 
 
-def _delete_doomed(doomed: Iterable[MetricTrash]) -> int:
+def _delete_doomed(doomed: Iterable[MetricTrash], sizes: dict[str, int] | None) -> int:
     rows = list(doomed)
     keys = [each.object_key for each in rows]
     used = set(MetricBlock.objects.filter(object_key__in=keys).values_list("object_key", flat=True))
-    gone = _delete([key for key in keys if key not in used])
+    gone = _delete([key for key in keys if key not in used], sizes)
     MetricTrash.objects.filter(id__in=[each.id for each in rows if each.object_key in gone or each.object_key in used]).delete()
     return len(gone)
 
@@ -94,12 +95,16 @@ def _delete_unknown(keys: list[str]) -> int:
     return len(_delete([key for key in keys if key not in known]))
 
 
-def _delete(keys: list[str]) -> set[str]:
+def _delete(keys: list[str], sizes: dict[str, int] | None = None) -> set[str]:
     """Several at once, since each is a request where the store is S3; those that are gone."""
     store = blob_store()
+    took: dict[str, int] = {}
 
     def delete(key: str) -> Exception | None:
         try:
+            if sizes is not None:
+                with contextlib.suppress(MissingObject):
+                    took[key] = store.size(key)
             store.delete(key)
         except Exception as problem:
             return problem
@@ -109,4 +114,7 @@ def _delete(keys: list[str]) -> set[str]:
         problems = dict(zip(keys, pool.map(delete, keys), strict=True))
     if failed := {key: problem for key, problem in problems.items() if problem is not None}:
         log.warning("objects could not be deleted, it will be tried again", count=len(failed), problem=str(next(iter(failed.values()))))
-    return {key for key, problem in problems.items() if problem is None}
+    gone = {key for key, problem in problems.items() if problem is None}
+    if sizes is not None:
+        sizes.update((key, size) for key, size in took.items() if key in gone)
+    return gone

@@ -17,7 +17,7 @@ from django.db import OperationalError, connection, connections
 from django.utils import timezone
 
 from tracker.models import MetricBlock, MetricTrash, Writer
-from tracker.services import compaction, merging
+from tracker.services import compaction, ingest, merging
 from tracker.store import reading, reserved, rows
 from tracker.store.blobs import blob_store
 
@@ -64,6 +64,7 @@ class Steps:
 
 def dies_at(step: int, act: Callable[[], object]) -> bool:
     """``act`` in a child that is killed at its ``step``-th step; False if it was done before."""
+    ingest.forget()  # ends the committer: a child forked while its connection writes would find the database locked for good
     connections.close_all()  # no handle may be shared with a child
     child = os.fork()
     if child == 0:
